@@ -1,0 +1,214 @@
+"""Train the demo's two small models, `nano` and `mini`, on the support-desk task mix.
+
+Reads `tasks.py` only. Writes one folder per model under `--out`: bfloat16 weights, configuration, character tokenizer
+with a chat template, generation defaults and `training.json` (seed, steps, seconds, accuracy per kind). Needs
+PyTorch and Transformers. It does not write the demo's splits (`make_data.py` does) and never trains on one of them:
+the training stream draws only from the hash buckets set aside for it.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tasks
+
+HERE = Path(__file__).resolve().parent
+SPECIALS = ("<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unk|>")
+PAD, BOS, END, USER, ASSISTANT = range(5)
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127))) + "àáâäåæçèéêëíïñóôöøúûüß£€°½"
+VOCABULARY_SIZE = 128
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|assistant|>' + message['content'] + '<|end|>' }}"
+    "{% else %}{{ '<|user|>' + message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Shape and training settings of one model.
+
+    Attributes:
+        layers: Number of decoder layers; this sets the latency.
+        width: Hidden size, a multiple of 128 (the quantization group).
+        inner: Inner size of the feed-forward part, a multiple of 128.
+        heads: Attention heads; there are as many for keys and values.
+        steps: Optimizer steps.
+        batch_rows: Rows in one step.
+        peak_rate: Highest learning rate.
+        drill_share: Share of bare sums ("187+254") mixed in, which are short and so cheap to train on.
+        shares: Share of each kind among the other rows.
+    """
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    steps: int
+    batch_rows: int
+    peak_rate: float
+    drill_share: float
+    shares: dict[str, float]
+
+
+RECIPES = {
+    "nano": Recipe(2, 128, 384, 4, 2500, 128, 3e-3, 0.0, tasks.KIND_SHARES),
+    "mini": Recipe(
+        10, 128, 384, 4, 6000, 256, 2e-3, 0.5, {"intent": 0.10, "order_id": 0.15, "json": 0.25, "sort": 0.30, "total": 0.20}
+    ),
+}
+
+
+def token_ids(text: str) -> list[int]:
+    """Return the ids of a text, one per character."""
+    return [len(SPECIALS) + CHARACTERS.index(character) for character in text]
+
+
+def make_tokenizer() -> Any:  # noqa: ANN401  (the type lives in an optional package)
+    """Build the character tokenizer with its chat template."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate((*SPECIALS, *CHARACTERS))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<|unk|>"))
+    tokenizer.decoder = decoders.Fuse()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        unk_token="<|unk|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+        padding_side="left",
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def make_model(recipe: Recipe) -> Any:  # noqa: ANN401
+    """Build an untrained model of the recipe's shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=recipe.width,
+        intermediate_size=recipe.inner,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=BOS,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def drill(rng: random.Random) -> tuple[str, str]:
+    """Draw a bare sum whose pair of numbers belongs to the training split."""
+    while True:
+        first, second = tasks.draw_addends(rng)
+        if tasks.bucket_of(tasks.addends_key(first, second)) in tasks.SPLIT_BUCKETS["train"]:
+            return f"{first}+{second}", str(first + second)
+
+
+def rows(recipe: Recipe, seed: int) -> Iterator[tuple[list[int], int]]:
+    """Yield training rows without end: the ids of a whole exchange, and where the answer starts."""
+    rng = random.Random(f"{seed}-train")
+    questions = tasks.stream("train", rng, recipe.shares)
+    while True:
+        if rng.random() < recipe.drill_share:
+            prompt, answer = drill(rng)
+        else:
+            task = next(questions)
+            prompt, answer = task.prompt, task.answer
+        ids = [BOS, USER, *token_ids(prompt), ASSISTANT]
+        yield [*ids, *token_ids(answer), END], len(ids)
+
+
+def batches(recipe: Recipe, seed: int, parts: int = 4) -> Iterator[list[tuple[Any, Any]]]:
+    """Yield the tensors of one step after the other, in parts of rows of similar length to save padding."""
+    import torch
+
+    source = rows(recipe, seed)
+    while True:
+        drawn = sorted((next(source) for _ in range(recipe.batch_rows)), key=lambda row: len(row[0]))
+        size = math.ceil(len(drawn) / parts)
+        step = []
+        for begin in range(0, len(drawn), size):
+            part = drawn[begin : begin + size]
+            width = math.ceil(max(len(ids) for ids, _ in part) / 8) * 8
+            inputs = torch.full((len(part), width), PAD)
+            labels = torch.full((len(part), width), IGNORED)
+            for index, (ids, start) in enumerate(part):
+                inputs[index, : len(ids)] = torch.tensor(ids)
+                labels[index, start - 1 : len(ids) - 1] = torch.tensor(ids[start:])
+            step.append((inputs, labels))
+        yield step
+
+
+def run_step(model: Any, step: list[tuple[Any, Any]]) -> float:  # noqa: ANN401
+    """Add up the gradients of one step and return its loss per answer token.
+
+    Padding sits at the right, so causal attention alone keeps it out of every answer and no mask is needed.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    answer_tokens = sum(int((labels != IGNORED).sum()) for _, labels in step)
+    total = 0.0
+    for inputs, labels in step:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
+            kept = labels != IGNORED
+            logits = model.lm_head(hidden[kept])
+        loss = cross_entropy(logits.float(), labels[kept], reduction="sum") / answer_tokens
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def rate_at(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Return the learning rate of a step: linear warm-up, then a cosine down to 2 % of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def train(name: str, recipe: Recipe, seed: int) -> tuple[Any, float]:
+    """Train one model and return it with the seconds it took."""
+    import torch
+
+    torch.manual_seed(seed)
+    model = make_model(recipe)
+    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
+    others = [weight for weight in model.parameters() if weight.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True
+    )
+    begun_s = time.monotonic()
+    source = batches(recipe, seed)
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, recipe.steps, recipe.peak_rate)
+        loss = run_step(model, next(source))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % 100 == 0:
+            report(f"{name} step {step + 1} loss {loss:.4f} {time.monotonic() - begun_s:.0f} s", model, step + 1)
+    return model, time.monotonic() - begun_s

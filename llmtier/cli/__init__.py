@@ -1,0 +1,6 @@
+"""The only part that talks to people."""
+
+
+def main() -> None:
+    """Run the command line."""
+    raise NotImplementedError

@@ -1,0 +1,95 @@
+"""A tier's predicted service, why it was refused, and the choice with every reason."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MissReason(StrEnum):
+    """Why a tier cannot serve a request."""
+
+    ACCURACY = "accuracy"
+    TTFT = "ttft"
+    TPOT = "tpot"
+    E2EL = "e2el"
+    COST = "cost"
+    CONTEXT = "context"
+    UNHEALTHY = "unhealthy"
+    NO_PROFILE = "no_profile"
+    STALE_PROFILE = "stale_profile"
+
+
+class Fallback(StrEnum):
+    """What to do when no tier meets the need."""
+
+    MOST_ACCURATE = "most_accurate"
+    FASTEST = "fastest"
+    REJECT = "reject"
+
+
+class Reason(StrEnum):
+    """Why the chosen tier was chosen."""
+
+    CHEAPEST_FEASIBLE = "cheapest_feasible"
+    PINNED = "pinned"
+    FALLBACK = "fallback"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a tier would do for a request now; ``None`` means unknown, which never passes a limit.
+
+    Attributes:
+        tier: The tier's name.
+        accuracy: P(correct), in [0, 1].
+        ttft_s: Predicted upper quantile of TTFT; likewise ``tpot_s`` and ``e2el_s``.
+        usd: Predicted cost of the request.
+        n_in_flight: Requests the tier is serving now; ties go to the lower load.
+        context_tokens: Longest prompt plus output that fits; ``None`` when unlimited or unknown.
+        is_healthy: Whether the engine answers.
+        unusable: Why the profile cannot be believed; ``None`` when it can.
+    """
+
+    tier: str
+    accuracy: float | None
+    usd: float | None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2el_s: float | None = None
+    n_in_flight: int = 0
+    context_tokens: int | None = None
+    is_healthy: bool = True
+    unusable: MissReason | None = None
+
+    def __post_init__(self) -> None:
+        predicted = {"accuracy": self.accuracy, "usd": self.usd, "ttft_s": self.ttft_s, "tpot_s": self.tpot_s}
+        for name, value in {**predicted, "e2el_s": self.e2el_s}.items():
+            if value is not None and not value >= 0:  # also refuses NaN
+                raise ValueError(f"offer of {self.tier}: {name} must be >= 0, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miss:
+    """One reason why a tier was refused, with the two numbers that clashed."""
+
+    tier: str
+    reason: MissReason
+    offered: float | None = None
+    needed: float | None = None
+
+    def describe(self) -> str:
+        """Return one line for people: tier, reason, the two numbers."""
+        if self.needed is None:
+            return f"{self.tier}: {self.reason.value}"
+        offered = "unknown" if self.offered is None else f"{self.offered:.4g}"
+        return f"{self.tier}: {self.reason.value} {offered}, needs {self.needed:.4g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The tier that serves, why, and every miss of the others; ``tier`` is ``None`` when rejected."""
+
+    tier: str | None
+    reason: Reason
+    offers: tuple[Offer, ...] = ()
+    misses: tuple[Miss, ...] = ()

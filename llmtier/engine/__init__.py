@@ -1,0 +1,1 @@
+"""What runs a model: hardware, isolated environments, processes, the HTTP client, the mock engine."""

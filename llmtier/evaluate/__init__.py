@@ -1,0 +1,1 @@
+"""Ask tiers, score their answers, collect outcomes; used by profile, replay and the gate."""

@@ -1,0 +1,1 @@
+"""Stage 2: checkpoint to measured latency, accuracy and cost."""

@@ -1,0 +1,1 @@
+"""Stage 1: model + calibration set to checkpoint + manifest."""

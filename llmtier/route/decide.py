@@ -1,0 +1,94 @@
+"""Choose the cheapest tier that meets a request's need: Requirement x Offers -> Decision.
+
+Pure. Every limit is written as the condition that must hold, so an unknown value never
+passes one. Ties in cost go to the lower load, then to the name, so that the order of the
+offers does not matter.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+from llmtier.core.decision import Decision, Fallback, Miss, MissReason, Offer, Reason
+from llmtier.core.requirement import Requirement
+
+
+def decide(
+    requirement: Requirement, offers: Iterable[Offer], *, fallback: Fallback = Fallback.MOST_ACCURATE
+) -> Decision:
+    """Choose among ``offers``; tell every reason against each tier that could not be taken."""
+    candidates = tuple(sorted(offers, key=lambda offer: offer.tier))
+    misses = tuple(miss for offer in candidates for miss in find_misses(requirement, offer))
+    refused = {miss.tier for miss in misses}
+    feasible = [offer for offer in candidates if offer.tier not in refused]
+    if feasible:
+        best = min(feasible, key=_by_cost)
+        return Decision(tier=best.tier, reason=Reason.CHEAPEST_FEASIBLE, offers=candidates, misses=misses)
+    return _fall_back(candidates, misses, fallback)
+
+
+def pin(tier: str, offers: Iterable[Offer] = ()) -> Decision:
+    """Return the decision for a request that names its tier."""
+    return Decision(tier=tier, reason=Reason.PINNED, offers=tuple(offers))
+
+
+def find_misses(requirement: Requirement, offer: Offer) -> Iterator[Miss]:
+    """Yield each limit that ``offer`` does not meet."""
+    if not offer.is_healthy:
+        yield Miss(tier=offer.tier, reason=MissReason.UNHEALTHY)
+    if offer.unusable is not None:
+        yield Miss(tier=offer.tier, reason=offer.unusable)
+    if requirement.accuracy is not None and not _at_least(offer.accuracy, requirement.accuracy):
+        yield Miss(tier=offer.tier, reason=MissReason.ACCURACY, offered=offer.accuracy, needed=requirement.accuracy)
+    for reason, offered, limit in (
+        (MissReason.TTFT, offer.ttft_s, requirement.ttft_s),
+        (MissReason.TPOT, offer.tpot_s, requirement.tpot_s),
+        (MissReason.E2EL, offer.e2el_s, requirement.e2el_s),
+        (MissReason.COST, offer.usd, requirement.usd),
+    ):
+        if limit is not None and not _at_most(offered, limit):
+            yield Miss(tier=offer.tier, reason=reason, offered=offered, needed=limit)
+    if not _fits(offer.context_tokens, requirement.context_tokens):
+        yield Miss(
+            tier=offer.tier,
+            reason=MissReason.CONTEXT,
+            offered=offer.context_tokens,
+            needed=requirement.context_tokens,
+        )
+
+
+def _fall_back(offers: tuple[Offer, ...], misses: tuple[Miss, ...], fallback: Fallback) -> Decision:
+    hopeless = {miss.tier for miss in misses if miss.reason in {MissReason.UNHEALTHY, MissReason.CONTEXT}}
+    reachable = [offer for offer in offers if offer.tier not in hopeless]
+    if fallback is Fallback.REJECT or not reachable:
+        return Decision(tier=None, reason=Reason.REJECTED, offers=offers, misses=misses)
+    key = _by_accuracy if fallback is Fallback.MOST_ACCURATE else _by_speed
+    return Decision(tier=min(reachable, key=key).tier, reason=Reason.FALLBACK, offers=offers, misses=misses)
+
+
+def _by_cost(offer: Offer) -> tuple[float, int, str]:
+    return (_or_worst(offer.usd), offer.n_in_flight, offer.tier)
+
+
+def _by_accuracy(offer: Offer) -> tuple[float, float, str]:
+    accuracy = -1.0 if offer.accuracy is None else offer.accuracy
+    return (-accuracy, _or_worst(offer.usd), offer.tier)
+
+
+def _by_speed(offer: Offer) -> tuple[float, float, str]:
+    return (_or_worst(offer.e2el_s), _or_worst(offer.ttft_s), offer.tier)
+
+
+def _or_worst(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _at_least(value: float | None, floor: float) -> bool:
+    return value is not None and value >= floor
+
+
+def _at_most(value: float | None, limit: float) -> bool:
+    return value is not None and value <= limit
+
+
+def _fits(available: int | None, needed: int | None) -> bool:
+    return available is None or needed is None or needed <= available

@@ -1,0 +1,1 @@
+"""Prompt to features to P(correct | prompt, tier); one file per scorer."""

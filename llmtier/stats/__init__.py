@@ -1,0 +1,1 @@
+"""Intervals, quantiles and paired comparisons: one definition each, over numpy and scipy."""

@@ -1,0 +1,1 @@
+"""The only reader and writer of every artifact: schemas, versions, atomic writes."""
