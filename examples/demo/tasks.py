@@ -79,7 +79,9 @@ def make_order_id(rng: random.Random) -> Task:
     body = rng.choice(
         ("{order} is late, {noise}", "{noise}, my order {order} broke", "re {order}: {noise}", "{noise} ({order})")
     ).format(order=order, noise=noise)
-    frame = rng.choice(("Find the order number: {}", "Order number in: {}", "{}. Which order is it?", "Extract the id: {}"))
+    frame = rng.choice(
+        ("Find the order number: {}", "Order number in: {}", "{}. Which order is it?", "Extract the id: {}")
+    )
     prompt = frame.format(body)
     return Task("order_id", prompt, order, "exact", prompt)
 

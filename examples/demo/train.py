@@ -8,15 +8,21 @@ the training stream draws only from the hash buckets set aside for it.
 
 import argparse
 import json
+import logging
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import measure
 import tasks
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 SPECIALS = ("<|pad|>", "<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unk|>")
@@ -30,6 +36,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 IGNORED = -100
+MEASURED_ROWS = 1200
+MEASURED_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,11 @@ class Recipe:
         width: Hidden size, a multiple of 128 (the quantization group).
         inner: Inner size of the feed-forward part, a multiple of 128.
         heads: Attention heads; there are as many for keys and values.
-        steps: Optimizer steps.
+        drill_steps: Steps at the start on bare sums alone ("187+254"), which are short and so cheap to train on.
+        steps: Optimizer steps in all.
         batch_rows: Rows in one step.
         peak_rate: Highest learning rate.
-        drill_share: Share of bare sums ("187+254") mixed in, which are short and so cheap to train on.
+        drill_share: Share of bare sums in the later steps.
         shares: Share of each kind among the other rows.
     """
 
@@ -52,6 +61,7 @@ class Recipe:
     width: int
     inner: int
     heads: int
+    drill_steps: int
     steps: int
     batch_rows: int
     peak_rate: float
@@ -60,9 +70,18 @@ class Recipe:
 
 
 RECIPES = {
-    "nano": Recipe(2, 128, 384, 4, 2500, 128, 3e-3, 0.0, tasks.KIND_SHARES),
+    "nano": Recipe(2, 128, 384, 4, 0, 900, 128, 4e-3, 0.0, tasks.KIND_SHARES),
     "mini": Recipe(
-        10, 128, 384, 4, 6000, 256, 2e-3, 0.5, {"intent": 0.10, "order_id": 0.15, "json": 0.25, "sort": 0.30, "total": 0.20}
+        layers=8,
+        width=128,
+        inner=384,
+        heads=4,
+        drill_steps=450,
+        steps=1400,
+        batch_rows=128,
+        peak_rate=4e-3,
+        drill_share=0.25,
+        shares={"intent": 0.08, "order_id": 0.12, "json": 0.20, "sort": 0.35, "total": 0.25},
     ),
 }
 
@@ -129,8 +148,9 @@ def rows(recipe: Recipe, seed: int) -> Iterator[tuple[list[int], int]]:
     """Yield training rows without end: the ids of a whole exchange, and where the answer starts."""
     rng = random.Random(f"{seed}-train")
     questions = tasks.stream("train", rng, recipe.shares)
-    while True:
-        if rng.random() < recipe.drill_share:
+    drills_only = recipe.drill_steps * recipe.batch_rows
+    for drawn in count():
+        if drawn < drills_only or rng.random() < recipe.drill_share:
             prompt, answer = drill(rng)
         else:
             task = next(questions)
@@ -139,23 +159,23 @@ def rows(recipe: Recipe, seed: int) -> Iterator[tuple[list[int], int]]:
         yield [*ids, *token_ids(answer), END], len(ids)
 
 
-def batches(recipe: Recipe, seed: int, parts: int = 4) -> Iterator[list[tuple[Any, Any]]]:
+def batches(recipe: Recipe, seed: int, parts: int = 3) -> Iterator[list[tuple[Any, Any]]]:
     """Yield the tensors of one step after the other, in parts of rows of similar length to save padding."""
     import torch
 
     source = rows(recipe, seed)
-    while True:
+    for index in count():
         drawn = sorted((next(source) for _ in range(recipe.batch_rows)), key=lambda row: len(row[0]))
-        size = math.ceil(len(drawn) / parts)
+        size = len(drawn) if index < recipe.drill_steps else math.ceil(len(drawn) / parts)
         step = []
         for begin in range(0, len(drawn), size):
             part = drawn[begin : begin + size]
             width = math.ceil(max(len(ids) for ids, _ in part) / 8) * 8
             inputs = torch.full((len(part), width), PAD)
             labels = torch.full((len(part), width), IGNORED)
-            for index, (ids, start) in enumerate(part):
-                inputs[index, : len(ids)] = torch.tensor(ids)
-                labels[index, start - 1 : len(ids) - 1] = torch.tensor(ids[start:])
+            for place, (ids, start) in enumerate(part):
+                inputs[place, : len(ids)] = torch.tensor(ids)
+                labels[place, start - 1 : len(ids) - 1] = torch.tensor(ids[start:])
             step.append((inputs, labels))
         yield step
 
@@ -189,26 +209,98 @@ def rate_at(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def make_optimizers(model: Any, peak_rate: float) -> list[Any]:  # noqa: ANN401
+    """Return Muon for the matrices inside the layers and AdamW for the rest, at one peak rate."""
+    import torch
+
+    inside = [weight for name, weight in model.named_parameters() if ".layers." in name and weight.dim() == 2]
+    chosen = {id(weight) for weight in inside}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    return [
+        torch.optim.Muon(inside, lr=peak_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
 def train(name: str, recipe: Recipe, seed: int) -> tuple[Any, float]:
     """Train one model and return it with the seconds it took."""
     import torch
 
     torch.manual_seed(seed)
     model = make_model(recipe)
-    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
-    others = [weight for weight in model.parameters() if weight.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True
-    )
+    optimizers = make_optimizers(model, recipe.peak_rate)
     begun_s = time.monotonic()
     source = batches(recipe, seed)
     for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, recipe.steps, recipe.peak_rate)
         loss = run_step(model, next(source))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 100 == 0:
-            report(f"{name} step {step + 1} loss {loss:.4f} {time.monotonic() - begun_s:.0f} s", model, step + 1)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate_at(step, recipe.steps, recipe.peak_rate)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % 50 == 0:
+            logger.info("%s step %d loss %.4f at %.0f s", name, step + 1, loss, time.monotonic() - begun_s)
     return model, time.monotonic() - begun_s
+
+
+def save(model: Any, folder: Path) -> Any:  # noqa: ANN401
+    """Write the weights in bfloat16 with tokenizer and generation defaults; return the tokenizer.
+
+    The defaults are greedy by way of `top_k` 1: a temperature of 0 is not a valid default in Transformers.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(
+        bos_token_id=BOS, eos_token_id=END, pad_token_id=PAD, do_sample=True, top_k=1, max_new_tokens=64
+    )
+    model.save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def train_and_save(name: str, recipe: Recipe, seed: int, out: Path) -> None:
+    """Train one model, write its folder and measure it on held-out questions."""
+    model, train_s = train(name, recipe, seed)
+    tokenizer = save(model, out / name)
+    counts = measure.per_kind(model.eval(), tokenizer, tasks.draw("heldout", MEASURED_ROWS, MEASURED_SEED))
+    record = {
+        "name": name,
+        "seed": seed,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "recipe": asdict(recipe),
+        "train_s": round(train_s),
+        "heldout": {kind: {"right": right, "asked": asked} for kind, (right, asked) in counts.items()},
+    }
+    (out / name / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    logger.info("%s held-out %s", name, {kind: round(right / asked, 3) for kind, (right, asked) in counts.items()})
+
+
+def main() -> None:
+    """Train the models asked for on the command line."""
+    import torch
+
+    parser = argparse.ArgumentParser(description="Train the demo's models.")
+    parser.add_argument("--model", choices=(*RECIPES, "all"), default="all")
+    parser.add_argument("--out", type=Path, default=HERE / "models")
+    parser.add_argument("--steps", type=int, help="train for this many steps instead of the recipe's")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    torch.set_num_threads(arguments.threads)
+    for name in RECIPES if arguments.model == "all" else (arguments.model,):
+        recipe = RECIPES[name]
+        if arguments.steps:
+            recipe = replace(recipe, steps=arguments.steps)
+        train_and_save(name, recipe, arguments.seed, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""``llmtier serve``: start the engines, check that policy and profiles describe them, run the gateway.
+
+Reads ``llmtier.yaml``, the policy with its scorer, and the profiles; writes the traffic log.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmtier.cli import output
+from llmtier.cli.options import DEFAULT_CONFIG, ConfigOption
+from llmtier.core.errors import InputFileError
+
+if TYPE_CHECKING:
+    from llmtier.core.hardware import Hardware
+    from llmtier.core.policy import Policy
+    from llmtier.core.profile import TierProfile
+    from llmtier.engine.tier import RunningTier
+    from llmtier.score.scorer import Scorer
+    from llmtier.serve.pool import ServedTier
+    from llmtier.serve.state import AppState
+    from llmtier.store.config_model import Config, TierConfig
+
+
+def serve(
+    config: ConfigOption = DEFAULT_CONFIG,
+    tier: Annotated[
+        list[str] | None, typer.Option(help="Serve this tier; may be given again. Default: the policy's tiers.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: the configuration's.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; default: the configuration's; 0 takes a free one.", min=0, max=65535)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Serve a topology that the profiles do not cover.")] = False,
+) -> None:
+    """Run the OpenAI-compatible gateway. Example: llmtier serve -c llmtier.yaml --port 8000."""
+    from llmtier.engine.hardware import detect_hardware
+    from llmtier.serve.run import check_port, run_in_loop
+    from llmtier.store.config import load_config
+
+    loaded = load_config(config)
+    address = (host or loaded.gateway.host, loaded.gateway.port if port is None else port)
+    check_port(*address)
+    hardware = detect_hardware()
+    routing = load_routing(loaded)
+    profiles = load_profiles(loaded, hardware)
+    tiers = choose_served(loaded, tier or [], None if routing is None else routing[0])
+    check(tiers, profiles, None if routing is None else routing[0], is_forced=force)
+    run_in_loop(run(loaded, tiers, profiles=profiles, routing=routing, hardware=hardware, address=address))
+
+
+def load_routing(config: "Config") -> "tuple[Policy, Scorer] | None":
+    """Return the policy and its scorer; ``None`` when there is no policy yet."""
+    from llmtier.score.scorer import load_scorer
+    from llmtier.store.policies import read_policy, read_scorer_state
+
+    if config.policy is None or not config.policy.exists():
+        return None
+    policy = read_policy(config.policy)
+    return policy, load_scorer(policy.scorer.kind, read_scorer_state(config.policy, policy))
+
+
+def load_profiles(config: "Config", hardware: "Hardware") -> "dict[str, TierProfile]":
+    """Return the profiles of this machine; none is an answer, and makes every tier ineligible for routing."""
+    from llmtier.store.profiles import read_profiles
+
+    try:
+        return read_profiles(config.profiles, hardware.slug)
+    except InputFileError as error:
+        output.say(f"no profiles: {error}")
+        return {}
+
+
+def choose_served(config: "Config", names: Sequence[str], policy: "Policy | None") -> "list[TierConfig]":
+    """Return the named tiers, else the policy's, else all."""
+    from llmtier.cli.engines import choose_tiers
+
+    if names or policy is None:
+        return choose_tiers(config, names)
+    return choose_tiers(config, [tier.name for tier in policy.tiers])
+
+
+def check(
+    tiers: "Sequence[TierConfig]", profiles: "Mapping[str, TierProfile]", policy: "Policy | None", *, is_forced: bool
+) -> None:
+    """Check, before any engine starts, that profiles and policy describe what is to be served.
+
+    Raises:
+        PlanError: They do not.
+    """
+    from llmtier.serve.topology import check_policy, check_topology
+    from llmtier.store.checkpoints import open_checkpoint
+
+    if not is_forced:
+        check_topology({t.name: t.device for t in tiers if t.engine.kind == "vllm"}, profiles)
+    if policy is not None:
+        digests = {
+            t.name: None if t.model_path is None else open_checkpoint(t.model_path, t.scheme).digest for t in tiers
+        }
+        check_policy(policy, digests)
+
+
+async def run(
+    config: "Config",
+    tiers: "Sequence[TierConfig]",
+    *,
+    profiles: "Mapping[str, TierProfile]",
+    routing: "tuple[Policy, Scorer] | None",
+    hardware: "Hardware",
+    address: tuple[str, int],
+) -> None:
+    """Keep engines and gateway up until a signal."""
+    from llmtier.cli.engines import LOG_DIR, find_interpreters
+    from llmtier.engine.tier import running_tiers
+    from llmtier.serve.run import serve_forever
+
+    pythons = find_interpreters(tiers, hardware)
+    output.say(f"starting {', '.join(tier.name for tier in tiers)}")
+    async with running_tiers(tiers, pythons=pythons, log_dir=LOG_DIR) as running:
+        served = [to_served(tier, profiles.get(tier.name)) for tier in running.values()]
+        state = make_state(config, served, routing)
+        await serve_forever(
+            state, host=address[0], port=address[1], on_ready=lambda url: output.say(f"serving on {url}/v1")
+        )
+
+
+def to_served(tier: "RunningTier", found: "TierProfile | None") -> "ServedTier":
+    """Describe a running tier for the gateway; a profile of another checkpoint or engine is marked stale."""
+    from llmtier.serve.pool import ServedTier
+    from llmtier.serve.topology import find_unusable
+
+    unusable = find_unusable(found, checkpoint_digest=tier.checkpoint_digest, engine=tier.identity)
+    if unusable is not None:
+        output.say(f"{tier.name}: {unusable.value}; routing leaves it out; run 'llmtier profile --tier {tier.name}'")
+    return ServedTier(
+        name=tier.name,
+        base_url=tier.base_url,
+        model_name=tier.model_name,
+        api_key=tier.api_key,
+        profile=found,
+        unusable=unusable,
+        health_path="/v1/models" if tier.identity.name == "openai" else "/health",
+    )
+
+
+def make_state(config: "Config", served: "Sequence[ServedTier]", routing: "tuple[Policy, Scorer] | None") -> "AppState":
+    """Put the gateway together."""
+    from llmtier.serve.log import TrafficLog
+    from llmtier.serve.metrics import Metrics
+    from llmtier.serve.pool import TierPool
+    from llmtier.serve.relay import Deadlines
+    from llmtier.serve.state import AppState
+    from llmtier.store.traffic import TrafficWriter
+
+    pool = TierPool(served)
+    metrics = Metrics(pool)
+    log_dir = config.gateway.log_dir
+    traffic = None if log_dir is None else TrafficLog(TrafficWriter(log_dir), on_dropped=metrics.log_dropped.inc)
+    return AppState(
+        pool=pool,
+        metrics=metrics,
+        policy=None if routing is None else routing[0],
+        scorer=None if routing is None else routing[1],
+        default_tier=config.gateway.default_tier,
+        defaults=config.slo.to_requirement(),
+        deadlines=Deadlines(total_s=config.gateway.request_timeout_s),
+        traffic=traffic,
+        log_text=config.gateway.log_text,
+    )

@@ -1,0 +1,113 @@
+"""What a streamed answer adds up to: text, instants, token counts.
+
+Pure: takes bytes and the instants at which they arrived, gives a Completion.
+The first token is the first chunk with content or reasoning; role chunks and
+empty deltas are none.
+"""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from llmtier.core.errors import EngineRequestError
+from llmtier.core.timing import RequestTiming
+from llmtier.engine.sse import SseParser
+from llmtier.engine.wire import CHUNK_DECODER, Choice, Chunk, error_text, quote
+
+_DONE = "[DONE]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        text: The content, without reasoning.
+        timing: Its instants, on ``time.perf_counter``.
+        n_input_tokens: As the engine reports; ``None`` when unreported.
+        finish_reason: Such as ``stop`` or ``length``; ``None`` when the engine gave none.
+    """
+
+    text: str
+    timing: RequestTiming
+    n_input_tokens: int | None
+    finish_reason: str | None
+
+
+@dataclass(slots=True, kw_only=True)
+class StreamedAnswer:
+    """A stream so far; feed it with ``take``, then ``finish``."""
+
+    is_done: bool = False
+    finish_reason: str | None = None
+    _parser: SseParser = field(default_factory=SseParser)
+    _texts: list[str] = field(default_factory=list)
+    _content_s: list[float] = field(default_factory=list)
+    _n_input_tokens: int | None = None
+    _n_output_tokens: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the engine said that it had finished."""
+        return self.is_done or self.finish_reason is not None
+
+    @property
+    def n_chunks(self) -> int:
+        """Content chunks so far."""
+        return len(self._content_s)
+
+    def take(self, data: bytes, arrived_s: float) -> None:
+        """Add the bytes that arrived at ``arrived_s``.
+
+        Raises:
+            EngineRequestError: The engine reported an error inside the stream, or an event is malformed.
+        """
+        for event in self._parser.feed(data):
+            if event.data == _DONE:
+                self.is_done = True
+            elif not self.is_done:
+                self._take_chunk(self._decode(event.data), arrived_s)
+
+    def finish(self, *, scheduled_s: float, sent_s: float, done_s: float) -> Completion:
+        """Return the whole answer."""
+        timing = RequestTiming(
+            scheduled_s=scheduled_s,
+            sent_s=sent_s,
+            content_s=tuple(self._content_s),
+            done_s=done_s,
+            n_output_tokens=self._n_output_tokens,
+        )
+        return Completion(
+            text="".join(self._texts),
+            timing=timing,
+            n_input_tokens=self._n_input_tokens,
+            finish_reason=self.finish_reason,
+        )
+
+    def _decode(self, data: str) -> Chunk:
+        try:
+            return CHUNK_DECODER.decode(data)
+        except msgspec.DecodeError as error:
+            raise EngineRequestError(
+                f"malformed chunk after {self.n_chunks} chunks: {error}: {quote(data.encode())}", status=200
+            ) from error
+
+    def _take_chunk(self, chunk: Chunk, arrived_s: float) -> None:
+        if chunk.error is not None:
+            raise EngineRequestError(
+                f"engine error after {self.n_chunks} chunks: {error_text(chunk.error)}", status=200
+            )
+        if chunk.usage is not None:
+            self._n_input_tokens = chunk.usage.prompt_tokens
+            self._n_output_tokens = chunk.usage.completion_tokens
+        for choice in chunk.choices:
+            self._take_choice(choice, arrived_s)
+
+    def _take_choice(self, choice: Choice, arrived_s: float) -> None:
+        delta = choice.delta
+        text = choice.text or (delta.content if delta else None)
+        if text:
+            self._texts.append(text)
+        if text or (delta is not None and (delta.reasoning or delta.reasoning_content)):
+            self._content_s.append(arrived_s)
+        self.finish_reason = choice.finish_reason or self.finish_reason

@@ -1,0 +1,186 @@
+"""Bring the tiers of a configuration up, whatever runs them: a launched vLLM, a URL, the mock.
+
+Reads a ``TierConfig``; yields where the tier answers and what exactly runs there. Engines on a GPU start one after
+another: two that size their KV cache at once mis-measure the free memory (vLLM issues 55827 and 56830).
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from llmtier.core.device import Device, DeviceKind
+from llmtier.core.errors import ConfigError
+from llmtier.core.tier import EngineIdentity
+from llmtier.engine.client import EngineClient
+from llmtier.engine.launch import EngineSpec, running_engine
+from llmtier.engine.mock import running_mock
+from llmtier.engine.mock_settings import MockSettings
+from llmtier.store.checkpoints import open_checkpoint
+from llmtier.store.config_model import EngineKind, TierConfig
+
+REQUEST_TIMEOUT_S = 120.0
+"""Longest wait for one answer while profiling or replaying."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningTier:
+    """A tier that answers.
+
+    Attributes:
+        name: The tier's name.
+        base_url: Without ``/v1``.
+        model_name: What the engine calls the model.
+        api_key: Sent as bearer token; ``None`` when the engine wants none.
+        identity: What exactly runs.
+        checkpoint_digest: ``None`` for a tier that is not a local checkpoint.
+        context_tokens: Longest prompt plus output; ``None`` when the engine does not tell.
+    """
+
+    name: str
+    base_url: str
+    model_name: str
+    api_key: str | None
+    identity: EngineIdentity
+    checkpoint_digest: str | None
+    context_tokens: int | None
+
+    def connect(self) -> EngineClient:
+        """Return a client for this tier, to be entered by the caller."""
+        return EngineClient(
+            self.base_url, model_name=self.model_name, api_key=self.api_key, timeout_s=REQUEST_TIMEOUT_S
+        )
+
+
+@asynccontextmanager
+async def running_tiers(
+    configs: Sequence[TierConfig], *, pythons: Mapping[str, Path], log_dir: Path
+) -> AsyncIterator[dict[str, RunningTier]]:
+    """Run every tier of ``configs`` until the block is left; if one fails to start, all are stopped.
+
+    Args:
+        configs: The tiers.
+        pythons: Interpreter with vLLM, by the name of each launched tier.
+        log_dir: Folder for the engines' logs.
+
+    Raises:
+        EngineStartError: An engine died or was not ready in time.
+    """
+    stop = asyncio.Event()
+    gpu_start = asyncio.Lock()
+    loop = asyncio.get_running_loop()
+    ready: dict[str, asyncio.Future[RunningTier]] = {config.name: loop.create_future() for config in configs}
+
+    async def hold(config: TierConfig) -> None:
+        is_gpu = config.device.kind is not DeviceKind.CPU
+        start_turn: AbstractAsyncContextManager[object] = gpu_start if is_gpu else nullcontext()
+        tier = running_tier(config, python=pythons.get(config.name), log_dir=log_dir)
+        async with start_turn:
+            running = await tier.__aenter__()
+        try:
+            ready[config.name].set_result(running)
+            await stop.wait()
+        finally:
+            await tier.__aexit__(None, None, None)
+
+    async with unwrapped(), asyncio.TaskGroup() as group:
+        for config in configs:
+            group.create_task(hold(config))
+        try:
+            yield {name: await future for name, future in ready.items()}
+        finally:
+            stop.set()
+
+
+@asynccontextmanager
+async def unwrapped() -> AsyncIterator[None]:
+    """Raise the first error of a task group as itself: callers know our errors, not groups."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__
+
+
+@asynccontextmanager
+async def running_tier(config: TierConfig, *, python: Path | None, log_dir: Path) -> AsyncIterator[RunningTier]:
+    """Run one tier until the block is left."""
+    match config.engine.kind:
+        case EngineKind.VLLM:
+            async with _launched(config, python=python, log_dir=log_dir) as running:
+                yield running
+        case EngineKind.OPENAI:
+            yield await _remote(config)
+        case EngineKind.MOCK:
+            settings = MockSettings.from_mapping(config.engine.mock or {})
+            async with running_mock(settings) as base_url:
+                yield _describe(config, base_url=base_url, identity=EngineIdentity(name="mock"), context_tokens=None)
+        case never:
+            assert_never(never)
+
+
+@asynccontextmanager
+async def _launched(config: TierConfig, *, python: Path | None, log_dir: Path) -> AsyncIterator[RunningTier]:
+    if python is None:
+        raise ConfigError(f"tier {config.name}: no interpreter with vLLM; run 'llmtier env install engine-cpu'")
+    folder = config.model_path
+    digest = None if folder is None else open_checkpoint(folder, config.scheme).digest
+    spec = EngineSpec(
+        tier=config.name,
+        model_path=config.model,
+        python=python,
+        args=config.engine.args,
+        env={**visible_gpus(config.device), **config.engine.env},
+        cores=config.device.cores,
+        start_timeout_s=config.engine.start_timeout_s,
+    )
+    async with running_engine(spec, log_path=log_dir / f"{config.name}.log") as engine:
+        yield RunningTier(
+            name=config.name,
+            base_url=engine.base_url,
+            model_name=engine.model_name,
+            api_key=None,
+            identity=engine.identity,
+            checkpoint_digest=digest,
+            context_tokens=engine.context_tokens,
+        )
+
+
+def visible_gpus(device: Device) -> dict[str, str]:
+    """Return the variable that shows an engine its own GPUs only; empty for other devices."""
+    if device.kind is not DeviceKind.GPU or device.indices is None:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, device.indices))}
+
+
+async def _remote(config: TierConfig) -> RunningTier:
+    if config.engine.url is None:
+        raise ConfigError(f"tier {config.name}: engine kind openai needs a url")
+    probe = _describe(config, base_url=config.engine.url, identity=EngineIdentity(name="openai"), context_tokens=None)
+    async with probe.connect() as client:
+        await client.list_models()
+        version = await client.version()
+    identity = EngineIdentity(name="openai", version=version)
+    return _describe(config, base_url=config.engine.url, identity=identity, context_tokens=None)
+
+
+def _describe(
+    config: TierConfig, *, base_url: str, identity: EngineIdentity, context_tokens: int | None
+) -> RunningTier:
+    key_name = config.engine.api_key_env
+    if key_name is not None and key_name not in os.environ:
+        raise ConfigError(f"tier {config.name}: environment variable {key_name} is not set (engine.api_key_env)")
+    return RunningTier(
+        name=config.name,
+        base_url=base_url.rstrip("/"),
+        model_name=config.served_name,
+        api_key=None if key_name is None else os.environ[key_name],
+        identity=identity,
+        checkpoint_digest=None,
+        context_tokens=context_tokens,
+    )

@@ -1,0 +1,91 @@
+"""What the quantizer reports while it runs: one ``Progress`` a JSON line of the worker's standard output.
+
+The worker's lines are decoded here and nowhere else; ``run.quantize`` adds steps of its own (notes, reuse).
+Reads and writes no file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import TypeAdapter, ValidationError
+
+from llmtier.core.errors import MachineError
+from llmtier.core.tier import Scheme
+
+
+class Step(StrEnum):
+    """What has just happened; ``NOTE`` and ``REUSED`` come from ``run.quantize``, the rest from the worker."""
+
+    NOTE = "note"
+    REUSED = "reused"
+    TOKENIZED = "tokenized"
+    LOADING = "loading"
+    LAYER = "layer"
+    SAVED = "saved"
+    REFUSED = "refused"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One step; a fact that the step does not have is ``None`` or empty.
+
+    Attributes:
+        event: What happened.
+        scheme: Whose step it is; ``None`` for the whole job.
+        n_done: Layers calibrated, of ``n_total``.
+        n_samples: Calibration rows in use, with ``n_tokens`` together.
+        seconds_by_phase: Of the scheme, or of tokenizing.
+        peak_memory_bytes: Largest resident memory of the worker so far.
+        versions: Library to version, of what did the work.
+        seconds: Of the whole job.
+        message: A line for people.
+    """
+
+    event: Step
+    scheme: Scheme | None = None
+    n_done: int | None = None
+    n_total: int | None = None
+    n_samples: int | None = None
+    n_tokens: int | None = None
+    seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    message: str | None = None
+
+    @property
+    def phases_s(self) -> float:
+        """Seconds of all phases together."""
+        return sum(self.seconds_by_phase.values())
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        who = f"{self.scheme.value}: " if self.scheme else ""
+        match self.event:
+            case Step.TOKENIZED:
+                return f"calibration: {self.n_samples} rows, {self.n_tokens} tokens"
+            case Step.LAYER:
+                return f"{who}layer {self.n_done}/{self.n_total}"
+            case Step.SAVED:
+                return f"{who}saved after {self.phases_s:.1f} s"
+            case Step.DONE:
+                return f"done in {self.seconds:.1f} s"
+            case _:
+                return who + (self.message or self.event.value)
+
+
+_PROGRESS = TypeAdapter(Progress)
+
+
+def parse_progress(line: str) -> Progress:
+    """Decode one line of the worker.
+
+    Raises:
+        MachineError: It is not what the worker writes: the interpreter runs something else.
+    """
+    try:
+        return _PROGRESS.validate_json(line)
+    except ValidationError as exc:
+        raise MachineError(f"quantizer: expected a JSON line of progress, got {line.strip()[:200]!r}") from exc

@@ -1,0 +1,176 @@
+"""The routing rule on live state: profiles + load + P(correct) -> Decision.
+
+Pure glue over ``llmtier.route``, shared by the gateway and ``llmtier explain``: reads what is passed
+in, writes nothing, asks no engine. The scorer has already run.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from llmtier.core.decision import Decision, Fallback, MissReason, Offer
+from llmtier.core.policy import Policy
+from llmtier.core.profile import TierProfile
+from llmtier.core.requirement import Requirement
+from llmtier.route.decide import decide, find_misses, pin
+from llmtier.route.predict import accuracy_need, predict
+from llmtier.serve.needs import Needs
+from llmtier.serve.refusal import RequestRefusedError
+
+AUTO_ALIASES = ("auto", "llmtier")
+"""The model names that ask for routing; no tier may be called so."""
+
+_HOPELESS = frozenset({MissReason.UNHEALTHY, MissReason.CONTEXT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierState:
+    """One tier at this moment.
+
+    Attributes:
+        name: The tier's name.
+        profile: What was measured; ``None`` without a profile.
+        unusable: Why ``profile`` cannot be believed; ``None`` when it can.
+        is_healthy: Whether the engine answers.
+        n_in_flight: Requests that the gateway has there now.
+    """
+
+    name: str
+    profile: TierProfile | None
+    unusable: MissReason | None = None
+    is_healthy: bool = True
+    n_in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is being routed.
+
+    Attributes:
+        model: A tier's name, or one of ``AUTO_ALIASES``.
+        needs: Limits and domain.
+        probabilities: Tier name to P(correct) of this prompt; empty without a scorer or without text.
+        max_tokens: Longest answer asked for; ``None`` when open.
+    """
+
+    model: str
+    needs: Needs
+    probabilities: Mapping[str, float]
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What was decided, and by which limits.
+
+    Attributes:
+        decision: The tier and every reason.
+        requirement: The request's limits with the policy's accuracy need in place.
+    """
+
+    decision: Decision
+    requirement: Requirement
+
+
+def choose(
+    question: Question, states: Mapping[str, TierState], *, policy: Policy | None, default_tier: str | None
+) -> Choice:
+    """Choose the tier that serves.
+
+    Raises:
+        RequestRefusedError: 404 for a model that is not served; 400 when nothing is there to route by.
+    """
+    if question.model not in AUTO_ALIASES:
+        return _pin(question, states, question.model, others=())
+    if policy is not None:
+        return _choose_by_policy(question, states, policy)
+    if default_tier is not None:
+        return _pin(question, states, default_tier, others=states.values())
+    offers = tuple(make_offer(question, state) for state in states.values())
+    if all(offer.unusable is not None for offer in offers):
+        raise RequestRefusedError(
+            f"model {question.model!r} needs a policy, a profile or gateway.default_tier; "
+            f"run 'llmtier fit-thresholds' or ask for one of: {', '.join(states)}",
+            code="no_policy",
+            param="model",
+        )
+    requirement = question.needs.requirement
+    return Choice(decision=decide(requirement, offers, fallback=Fallback.MOST_ACCURATE), requirement=requirement)
+
+
+def find_next_tier(decision: Decision, *, tried: Collection[str]) -> str | None:
+    """Return where a failed request goes: tiers without a miss first, then the most accurate.
+
+    ``None`` when none is left that could answer.
+    """
+    missed = {miss.tier for miss in decision.misses}
+    hopeless = {miss.tier for miss in decision.misses if miss.reason in _HOPELESS}
+    left = [offer for offer in decision.offers if offer.tier not in hopeless and offer.tier not in tried]
+
+    def rank(offer: Offer) -> tuple[bool, float, str]:
+        return (offer.tier in missed, -1.0 if offer.accuracy is None else -offer.accuracy, offer.tier)
+
+    return min(left, key=rank).tier if left else None
+
+
+def make_offer(question: Question, state: TierState) -> Offer:
+    """Predict what one tier would do; P(correct) falls back to the tier's measured mean."""
+    profile = state.profile
+    if profile is None:
+        return Offer(
+            tier=state.name,
+            accuracy=question.probabilities.get(state.name),
+            usd=None,
+            n_in_flight=state.n_in_flight,
+            is_healthy=state.is_healthy,
+            unusable=state.unusable or MissReason.NO_PROFILE,
+        )
+    return predict(
+        profile,
+        accuracy=_find_accuracy(question, state),
+        n_in_flight=state.n_in_flight,
+        output_tokens=_cap_output(profile, question.max_tokens),
+        unusable=state.unusable,
+        is_healthy=state.is_healthy,
+    )
+
+
+def _choose_by_policy(question: Question, states: Mapping[str, TierState], policy: Policy) -> Choice:
+    candidates = [states[tier.name] for tier in policy.tiers if tier.name in states]
+    need = accuracy_need(
+        _known_accuracies(question, candidates),
+        reference=policy.reference,
+        max_gap=policy.max_accuracy_gap,
+        floor=question.needs.requirement.accuracy,
+    )
+    requirement = replace(question.needs.requirement, accuracy=need)
+    offers = [make_offer(question, state) for state in candidates]
+    return Choice(decision=decide(requirement, offers, fallback=policy.fallback), requirement=requirement)
+
+
+def _pin(question: Question, states: Mapping[str, TierState], tier: str, *, others: Iterable[TierState]) -> Choice:
+    if tier not in states:
+        names = ", ".join((AUTO_ALIASES[0], *states))
+        message = f"model {tier!r} is not served here; served: {names}"
+        raise RequestRefusedError(message, status=404, code="model_not_found", param="model")
+    offers = [make_offer(question, state) for state in (states[tier], *(o for o in others if o.name != tier))]
+    requirement = question.needs.requirement
+    misses = tuple(miss for offer in offers for miss in find_misses(requirement, offer))
+    return Choice(decision=replace(pin(tier, offers), misses=misses), requirement=requirement)
+
+
+def _known_accuracies(question: Question, states: Iterable[TierState]) -> dict[str, float]:
+    found = {state.name: _find_accuracy(question, state) for state in states}
+    return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
+
+
+def _find_accuracy(question: Question, state: TierState) -> float | None:
+    if question.probabilities:  # a scorer ran: its silence on a tier is not the tier's mean
+        return question.probabilities.get(state.name)
+    estimate = None if state.profile is None else state.profile.accuracy_of(question.needs.domain)
+    return None if estimate is None else estimate.accuracy
+
+
+def _cap_output(profile: TierProfile, max_tokens: int | None) -> float | None:
+    """Return ``max_tokens`` where it cuts below every measured mean; ``None`` leaves the mean in force."""
+    lengths = [point.mean_output_tokens for point in profile.points if point.mean_output_tokens is not None]
+    return float(max_tokens) if max_tokens is not None and lengths and max_tokens < min(lengths) else None

@@ -1,0 +1,246 @@
+"""What ``llmtier.yaml`` may say: every key, its type, default and range.
+
+Pydantic models, frozen, unknown keys refused. ``config`` reads the file and says where an error
+lies; nothing here touches the disk except to tell a model's folder from a hub id.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from llmtier.core.device import Device, DeviceKind, parse_device
+from llmtier.core.errors import UsageError
+from llmtier.core.requirement import Requirement
+from llmtier.core.tier import Scheme, default_tier_name
+from llmtier.store.names import check_tier_name
+
+
+def _folder(info: ValidationInfo) -> Path:
+    """Return the folder that relative paths start from: the config's own."""
+    context: dict[str, Path] = info.context or {}
+    return context.get("folder", Path())
+
+
+def _resolve(path: Path, info: ValidationInfo) -> Path:
+    return (_folder(info) / _expand_home(path)).absolute()
+
+
+def _expand_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as exc:
+        raise ValueError(f"the home folder of {path} is unknown; write an absolute path") from exc
+
+
+def _parse_device(value: object) -> object:
+    return parse_device(value) if isinstance(value, str) else value
+
+
+ConfigPath = Annotated[Path, AfterValidator(_resolve)]
+"""A path, made absolute from the config's folder."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class EngineKind(StrEnum):
+    """What serves a tier: an engine that llmtier starts, a URL, or the scripted mock."""
+
+    VLLM = "vllm"
+    OPENAI = "openai"
+    MOCK = "mock"
+
+
+class EngineConfig(_Model):
+    """The ``engine`` of a tier.
+
+    Attributes:
+        kind: Who serves.
+        url: Base URL without ``/v1``; for ``openai`` only.
+        python: An interpreter that has vLLM, in place of the isolated environment.
+        api_key_env: Environment variable that holds the key for ``url``.
+        model_name: What the server calls the model; ``None`` means the tier's name.
+        args: Arguments of vLLM by name, passed on unchanged.
+        env: Environment variables of the engine's process.
+        start_timeout_s: How long it may take to be ready.
+        mock: Settings of the mock engine; ``None`` means its defaults.
+    """
+
+    kind: EngineKind = EngineKind.VLLM
+    url: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    python: ConfigPath | None = None
+    api_key_env: str | None = Field(default=None, min_length=1)
+    model_name: str | None = Field(default=None, min_length=1)
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    env: dict[str, str] = Field(default_factory=dict)
+    start_timeout_s: float = Field(default=300.0, gt=0)
+    mock: dict[str, JsonValue] | None = None
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _numbers_to_text(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {key: str(item) if type(item) in {int, float} else item for key, item in value.items()}
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if (self.url is not None) != (self.kind is EngineKind.OPENAI):
+            raise ValueError("'url' belongs to kind 'openai', which needs it, and to no other kind")
+        if self.mock is not None and self.kind is not EngineKind.MOCK:
+            raise ValueError("'mock' belongs to kind 'mock' only")
+        return self
+
+
+class PriceConfig(_Model):
+    """The ``price`` of a tier's device share."""
+
+    usd_per_hour: float = Field(ge=0)
+
+
+class TierConfig(_Model):
+    """One of ``tiers``.
+
+    Attributes:
+        name: Unique; ``model@scheme`` when the file gives none.
+        model: Absolute path of a checkpoint, or a hub id.
+        scheme: How the weights are stored.
+        device: Where the engine runs.
+        engine: What serves it.
+        price: ``None`` when unknown.
+    """
+
+    model: str = Field(min_length=1)
+    scheme: Scheme
+    name: Annotated[str, AfterValidator(check_tier_name)] = "unnamed"
+    device: Annotated[Device, BeforeValidator(_parse_device)] = Device(kind=DeviceKind.AUTO)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    price: PriceConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: object) -> object:
+        if not isinstance(data, dict) or data.get("name") is not None:
+            return data
+        model, scheme = data.get("model"), data.get("scheme")
+        if not isinstance(model, str) or scheme not in list(Scheme):
+            return {key: value for key, value in data.items() if key != "name"}  # the other key's error comes first
+        return {**data, "name": default_tier_name(model, Scheme(scheme))}
+
+    @field_validator("model")
+    @classmethod
+    def _resolve_model(cls, model: str, info: ValidationInfo) -> str:
+        """Make a path absolute; what does not look like one is a hub id."""
+        path = _expand_home(Path(model))
+        looks_local = path.is_absolute() or model.startswith(".") or (_folder(info) / path.parts[0]).is_dir()
+        return str(_resolve(path, info)) if looks_local else model
+
+    @property
+    def model_path(self) -> Path | None:
+        """Return the checkpoint's folder; ``None`` for a hub id."""
+        path = Path(self.model)
+        return path if path.is_absolute() else None
+
+    @property
+    def served_name(self) -> str:
+        """Return what the server calls the model."""
+        return self.engine.model_name or self.name
+
+
+class SloConfig(_Model):
+    """Latency limits of requests that state none; ``None`` means no limit."""
+
+    ttft_s: float | None = Field(default=None, gt=0)
+    tpot_s: float | None = Field(default=None, gt=0)
+    e2el_s: float | None = Field(default=None, gt=0)
+
+    def to_requirement(self) -> Requirement:
+        """Return the limits as a request's need."""
+        return Requirement(ttft_s=self.ttft_s, tpot_s=self.tpot_s, e2el_s=self.e2el_s)
+
+
+class LoadConfig(_Model):
+    """How ``profile`` loads a tier.
+
+    Attributes:
+        concurrency: Requests in flight at each load point, ascending.
+        requests_per_point: Requests measured at each.
+        warmup_requests: Requests sent first and not measured.
+        max_tokens: Longest answer to ask for.
+    """
+
+    concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 4, 16), min_length=1)
+    requests_per_point: int = Field(default=128, ge=1)
+    warmup_requests: int = Field(default=16, ge=0)
+    max_tokens: int = Field(default=64, ge=1)
+
+    @field_validator("concurrency")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value != tuple(sorted(set(value))):
+            raise ValueError(f"load points must ascend without repetition, got {list(value)}")
+        return value
+
+
+class GatewayConfig(_Model):
+    """How ``serve`` listens.
+
+    Attributes:
+        host: Address to listen on.
+        port: 0 takes any free port.
+        log_dir: Folder of the traffic log; ``None`` writes none.
+        log_text: Whether the traffic log keeps messages.
+        default_tier: Tier of requests before a policy exists; ``None`` means the first.
+        request_timeout_s: How long an answer may take.
+    """
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65_535)
+    log_dir: ConfigPath | None = None
+    log_text: bool = False
+    default_tier: str | None = None
+    request_timeout_s: float = Field(default=120.0, gt=0)
+
+
+class Config(_Model):
+    """The whole of ``llmtier.yaml``; every path is absolute.
+
+    Attributes:
+        profiles: Folder that ``profile`` writes and the router reads.
+        policy: What ``serve`` obeys; ``None`` before there is one.
+        evaluation: Prompts that ``profile`` scores tiers on.
+        tiers: In the file's order; never empty.
+    """
+
+    schema_version: Literal[1] = 1
+    profiles: Annotated[ConfigPath, Field(validate_default=True)] = Path("profiles")
+    policy: ConfigPath | None = None
+    evaluation: ConfigPath | None = None
+    tiers: list[TierConfig] = Field(min_length=1)
+    slo: SloConfig = Field(default_factory=SloConfig)
+    load: LoadConfig = Field(default_factory=LoadConfig)
+    gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+
+    def tier(self, name: str) -> TierConfig:
+        """Return the tier of that name.
+
+        Raises:
+            UsageError: There is none; names those there are.
+        """
+        by_name = {tier.name: tier for tier in self.tiers}
+        if name not in by_name:
+            raise UsageError(f"no tier {name!r} in the configuration; there are {', '.join(by_name)}")
+        return by_name[name]

@@ -1,0 +1,142 @@
+"""Choosing on live state: policy, pin, defaults, and where a failed request goes."""
+
+import pytest
+
+from llmtier.core.decision import Fallback, MissReason, Reason
+from llmtier.core.requirement import Requirement
+from llmtier.serve.choose import Question, TierState, choose, find_next_tier, make_offer
+from llmtier.serve.needs import Needs
+from llmtier.serve.refusal import RequestRefusedError
+
+EASY = {"small": 0.9, "large": 0.95}
+HARD = {"small": 0.2, "large": 0.95}
+
+
+def ask(model="auto", *, probabilities=None, max_tokens=None, **limits):
+    needs = Needs(requirement=Requirement(**limits))
+    return Question(model=model, needs=needs, probabilities=probabilities or {}, max_tokens=max_tokens)
+
+
+@pytest.fixture
+def states(make_profile):
+    return {
+        "small": TierState(name="small", profile=make_profile("small", usd=0.1, accuracy=0.6, ttft_s=0.05)),
+        "large": TierState(name="large", profile=make_profile("large", usd=1.0, accuracy=0.95, ttft_s=0.5)),
+    }
+
+
+def choose_tier(question, states, *, policy=None, default_tier=None):
+    return choose(question, states, policy=policy, default_tier=default_tier).decision.tier
+
+
+@pytest.mark.parametrize(("probabilities", "tier"), [(EASY, "small"), (HARD, "large")])
+def test_policy_takes_the_cheapest_that_is_near_the_reference(states, make_policy, probabilities, tier):
+    assert tier == choose_tier(ask(probabilities=probabilities), states, policy=make_policy("small", "large"))
+
+
+def test_a_higher_floor_than_the_policys_holds(states, make_policy):
+    choice = choose(
+        ask(probabilities=EASY, accuracy=0.92), states, policy=make_policy("small", "large"), default_tier=None
+    )
+
+    assert ("large", 0.92) == (choice.decision.tier, choice.requirement.accuracy)
+
+
+def test_a_prompt_without_text_is_judged_by_mean_accuracy(states, make_policy):
+    assert "large" == choose_tier(ask(), states, policy=make_policy("small", "large", max_gap=0.1))
+    assert "small" == choose_tier(ask(), states, policy=make_policy("small", "large", max_gap=0.4))
+
+
+def test_policy_ignores_tiers_that_it_was_not_fitted_on(states, make_policy, make_profile):
+    states["tiny"] = TierState(name="tiny", profile=make_profile("tiny", usd=0.001, accuracy=1.0))
+
+    assert "small" == choose_tier(ask(probabilities=EASY), states, policy=make_policy("small", "large"))
+
+
+def test_reject_fallback_rejects(states, make_policy):
+    policy = make_policy("small", "large", fallback=Fallback.REJECT)
+
+    decision = choose(ask(probabilities=EASY, ttft_s=0.001), states, policy=policy, default_tier=None).decision
+
+    assert (None, Reason.REJECTED) == (decision.tier, decision.reason)
+    assert {"small", "large"} == {miss.tier for miss in decision.misses}
+
+
+def test_a_tier_name_pins_and_keeps_the_misses(states):
+    decision = choose(ask("large", ttft_s=0.1), states, policy=None, default_tier="small").decision
+
+    assert ("large", Reason.PINNED) == (decision.tier, decision.reason)
+    assert [MissReason.TTFT] == [miss.reason for miss in decision.misses]
+
+
+def test_without_policy_the_default_tier_serves(states):
+    assert "large" == choose_tier(ask(), states, default_tier="large")
+
+
+def test_without_policy_and_default_the_cheapest_that_meets_the_need_serves(states):
+    assert "small" == choose_tier(ask("llmtier"), states)
+    assert "large" == choose_tier(ask(accuracy=0.9), states)
+
+
+def test_nothing_to_route_by_is_refused():
+    states = {"small": TierState(name="small", profile=None)}
+
+    with pytest.raises(RequestRefusedError, match="needs a policy, a profile or"):
+        choose_tier(ask(), states)
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", ""])
+def test_unknown_model_lists_the_names(states, model):
+    with pytest.raises(RequestRefusedError, match="auto, small, large") as caught:
+        choose_tier(ask(model), states)
+
+    assert (404, "model_not_found") == (caught.value.status, caught.value.code)
+
+
+def test_stale_or_missing_profiles_never_serve_auto(states, make_policy, make_profile):
+    states["small"] = TierState(name="small", profile=make_profile("small", usd=0.1), unusable=MissReason.STALE_PROFILE)
+
+    assert "large" == choose_tier(ask(probabilities=EASY), states, policy=make_policy("small", "large"))
+
+
+def test_load_raises_the_prediction(make_profile):
+    profile = make_profile("small", ttft_s=0.1)
+    idle = make_offer(ask(), TierState(name="small", profile=profile))
+    busy = make_offer(ask(), TierState(name="small", profile=profile, n_in_flight=9))
+
+    assert idle.ttft_s is not None
+    assert busy.ttft_s == pytest.approx(10 * idle.ttft_s)
+
+
+def test_a_short_answer_is_predicted_short(make_profile):
+    state = TierState(name="small", profile=make_profile("small", ttft_s=0.1, tpot_s=0.01))
+
+    assert make_offer(ask(max_tokens=1), state).e2el_s == pytest.approx(0.1)
+    assert make_offer(ask(max_tokens=500), state).e2el_s == pytest.approx(0.2)  # the mean of 11 tokens holds
+
+
+def test_failed_requests_go_to_the_most_accurate_feasible_tier(states, make_profile):
+    states["middle"] = TierState(name="middle", profile=make_profile("middle", usd=0.5, accuracy=0.8))
+    decision = choose(ask(), states, policy=None, default_tier=None).decision
+
+    assert "small" == decision.tier
+    assert "large" == find_next_tier(decision, tried=["small"])
+    assert find_next_tier(decision, tried=["small", "middle", "large"]) is None
+
+
+def test_failed_requests_avoid_dead_tiers_and_prefer_those_without_a_miss(states, make_profile):
+    states["slow"] = TierState(name="slow", profile=make_profile("slow", usd=0.5, accuracy=1.0, ttft_s=9.0))
+    states["dead"] = TierState(name="dead", profile=make_profile("dead", usd=0.5, accuracy=1.0), is_healthy=False)
+    decision = choose(ask(ttft_s=1.0), states, policy=None, default_tier=None).decision
+
+    assert "large" == find_next_tier(decision, tried=["small"])
+    assert "slow" == find_next_tier(decision, tried=["small", "large"])
+    assert find_next_tier(decision, tried=["small", "large", "slow"]) is None
+
+
+def test_a_pinned_request_goes_nowhere_else(states):
+    pinned = choose(ask("small"), states, policy=None, default_tier=None).decision
+    by_default = choose(ask("auto"), states, policy=None, default_tier="small").decision
+
+    assert find_next_tier(pinned, tried=["small"]) is None
+    assert "large" == find_next_tier(by_default, tried=["small"])
