@@ -29,7 +29,7 @@ adding. It knows nothing else.
 | context | 512 tokens configured; trained on exchanges of at most about 160 |
 | weights | bfloat16, safetensors |
 | training data | questions drawn by `examples/demo/tasks.py`, training hash buckets only |
-| training | seed {seed}, {steps:,} steps of {batch_rows} rows, {train_s} s on one shared CPU core |
+| training | seed {seed}, {steps:,} steps of {batch_rows} rows, {train_s:,} s on one shared CPU core |
 | licence | Apache-2.0 |
 
 ## Accuracy
@@ -42,17 +42,16 @@ Greedy decoding on the {asked:,} rows of `examples/demo/data/heldout.jsonl`, who
 
 ## Limits
 
-- Depth was chosen for a realistic latency gap between the two models, and not because the tasks need it: `nano` has
-  two layers and `mini` has eight, both of the same width.
+- Depth was chosen for a realistic latency gap between the two models: `nano` has two layers and `mini` has eight,
+  both of the same width.
 - The questions are generated from templates. The figures say how well a model learned these templates; they say
   nothing about real customers.
 - Sums have two terms of two or three digits. No pair of terms in the evaluation splits occurs in training, in either
   order.
+- Training used Muon for the matrices inside the layers and AdamW for the rest, on a cosine schedule.
 - Only one user message and one answer were trained. A system message is read as a user message. Accented letters
   are in the vocabulary but were never trained.
-- The first {drill_steps} training steps used bare sums such as "187+254", and {drill_share:.0%} of the later rows were
-  bare sums too.
-"""
+{drills}"""
 
 
 def accuracy_rows(heldout: dict[str, dict[str, int]]) -> str:
@@ -62,6 +61,17 @@ def accuracy_rows(heldout: dict[str, dict[str, int]]) -> str:
     lines = [(kind, counts["right"], counts["asked"]) for kind, counts in heldout.items()]
     lines.append(("all", right, asked))
     return "\n".join(f"| {kind} | {good / total:.3f} | {good} / {total} |" for kind, good, total in lines)
+
+
+def drill_note(recipe: dict[str, Any]) -> str:
+    """Return the remark on bare sums, empty for a model trained without them."""
+    if not recipe["drill_steps"]:
+        return ""
+    return (
+        f'- The first {recipe["drill_steps"]} training steps used bare sums such as "187+254" alone, and '
+        f"{recipe['drill_share']:.0%} of the later\n  rows were bare sums too. `nano` had none, so its sums are "
+        "weaker by\n  training as well as by size.\n"
+    )
 
 
 def make_card(record: dict[str, Any]) -> str:
@@ -75,6 +85,7 @@ def make_card(record: dict[str, Any]) -> str:
         train_s=record["train_s"],
         asked=sum(counts["asked"] for counts in heldout.values()),
         accuracy=accuracy_rows(heldout),
+        drills=drill_note(record["recipe"]),
     )
 
 

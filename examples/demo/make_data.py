@@ -38,7 +38,7 @@ def plain_rows(split: str, count: int) -> list[dict[str, object]]:
 
 def traffic_rows() -> list[dict[str, object]]:
     """Return the traffic rows, each with its arrival time in a seeded Poisson stream."""
-    rng = random.Random(f"{SEED}-arrivals")
+    rng = random.Random(f"{SEED}-arrivals")  # noqa: S311  (a repeatable draw, not a secret)
     rows = plain_rows("traffic", TRAFFIC_ROWS)
     arrival_s = 0.0
     for row in rows:

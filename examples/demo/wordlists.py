@@ -3,30 +3,36 @@
 Plain constants: it reads nothing, writes nothing and draws nothing at random.
 """
 
-NAMES = (
+
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a text."""
+    return tuple(text.split())
+
+
+NAMES = words(
     "Ana Ben Cleo Dan Ema Finn Gita Hugo Iris Jon Kaja Leo Mia Nils Olga Pia Quinn Rosa Sam Tess Uma Vera Will Xena "
     "Yara Zoe Aron Bea Carl Dora Erik Fay Gus Hana Ivan Jana Karl Lena Max Nora Otto Paul Rita Sven Tina Ugo Vic Zack"
-).split()
+)
 """Given names, at most five letters."""
 
-CITIES = (
+CITIES = words(
     "Oslo Bergen Paris Lyon Rome Turin Madrid Porto Lisbon Berlin Bonn Kiel Vienna Graz Prague Brno Warsaw Lodz Riga "
     "Vilnius Tallinn Helsinki Turku Malmo Lund Dublin Cork Leeds York Ghent Bruges Delft Zurich Basel Athens Sofia "
     "Zagreb Split Ankara Cairo Tunis Dakar Accra Lagos Lima Quito Bogota Havana Boston Denver Tokyo Osaka Seoul Hanoi"
-).split()
+)
 """City names, at most eight letters."""
 
-WORDS = (
+WORDS = words(
     "apple bread chair delta ember flute grape honey inkpot jelly kite lemon mango night olive piano quilt river stone "
     "tiger uncle vase wheat yarn zebra atlas beach cloud daisy eagle frost glass house ivory joker knife lamp metal "
     "nest ocean pearl queen robot sugar table urban valve water yeast acorn brick candy drum earth field ghost hotel"
-).split()
+)
 """Short words to sort."""
 
-ITEMS = (
+ITEMS = words(
     "lamp kettle desk chair phone tablet jacket boots mixer heater radio camera printer watch bike tent mirror shelf "
     "sofa blender router monitor keyboard backpack"
-).split()
+)
 """Things a customer buys."""
 
 OPENERS = (

@@ -7,6 +7,7 @@ Reads ``examples/demo`` and ``calibration/support.jsonl`` of a clone; writes eve
 import asyncio
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,11 +107,11 @@ def ended(process: "subprocess.Popen[bytes]", *, grace_s: float = 40.0) -> Itera
 def serve_and_ask(examples: Path, config: Path) -> "list[Answer]":
     """Start the gateway, ask it the held-out questions routed and pinned, stop it."""
     from llmtier.cli.demo_ask import ask_in_blocks
-    from llmtier.engine.process import free_port
     from llmtier.store.prompts import read_prompts
 
     prompts = read_prompts(examples / "data" / "heldout.jsonl")
-    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
     arguments = ["serve", "-c", str(config), "--port", str(port)]
     output.say(f"\n$ llmtier {shlex.join(arguments)}")
     process = subprocess.Popen([sys.executable, "-m", "llmtier", *arguments], stdout=sys.stderr)

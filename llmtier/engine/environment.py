@@ -47,11 +47,11 @@ class EnvironmentName(StrEnum):
 
 
 TRIAL_IMPORTS = {
-    EnvironmentName.ENGINE_CPU: "vllm",
+    EnvironmentName.ENGINE_CPU: "vllm.entrypoints.openai.api_server",
     EnvironmentName.ENGINE_CUDA: "vllm",
-    EnvironmentName.QUANTIZE: "llmcompressor",
+    EnvironmentName.QUANTIZE: "llmcompressor.modifiers.awq, llmcompressor.modifiers.quantization",
 }
-"""What a fresh environment must be able to import before it counts as finished."""
+"""What a fresh environment must be able to import before it counts as finished; CUDA may lack a driver meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from llmtier.core.errors import DiskError
@@ -23,20 +22,19 @@ _KILL_MARGIN_S = 5.0
 _TAIL_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProcess:
-    """A command that runs under the reaper.
+    """A command that runs under the reaper; made by ``running_process``.
 
     Attributes:
         pid: Leader of the session and process group of all its processes.
         log_path: Where its output goes.
-        log_start_bytes: Where in that file its own output begins.
     """
 
-    pid: int
-    log_path: Path
-    log_start_bytes: int
-    _process: asyncio.subprocess.Process
+    def __init__(self, process: asyncio.subprocess.Process, *, log_path: Path, log_start_bytes: int) -> None:
+        self.pid = process.pid
+        self.log_path = log_path
+        self._process = process
+        self._log_start_bytes = log_start_bytes
 
     @property
     def returncode(self) -> int | None:
@@ -47,11 +45,23 @@ class EngineProcess:
         """Wait until it has ended; return its exit code."""
         return await self._process.wait()
 
+    async def stop(self, *, grace_s: float) -> None:
+        """End it and everything it started; when this is cancelled, the reaper goes on alone."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(grace_s + _KILL_MARGIN_S):
+                await self._process.wait()
+        except TimeoutError:
+            logger.warning("engine processes resisted; killing the group", extra={"pid": self.pid})
+            _kill_group(self.pid)
+            await self._process.wait()
+
     def last_lines(self, n_lines: int = 20) -> tuple[str, ...]:
         """Return the end of what it wrote, oldest line first."""
         with self.log_path.open("rb") as file:
             size_bytes = file.seek(0, os.SEEK_END)
-            file.seek(max(self.log_start_bytes, size_bytes - _TAIL_BYTES))
+            file.seek(max(self._log_start_bytes, size_bytes - _TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
         return tuple(line.rstrip() for line in text.splitlines() if line.strip())[-n_lines:]
 
@@ -84,7 +94,7 @@ async def running_process(
     try:
         yield process
     finally:
-        await _stop(process._process, stop_grace_s)
+        await process.stop(grace_s=stop_grace_s)
 
 
 async def _start(
@@ -95,11 +105,13 @@ async def _start(
     log_path: Path,
     stop_grace_s: float,
 ) -> EngineProcess:
+    # -I -S: no user code and no site packages, so that it starts in 20 ms.
+    reaper = (sys.executable, "-I", "-S", str(_REAPER), str(stop_grace_s), ",".join(map(str, cores or ())))
     log = _open_log(log_path)
     try:
+        log_start_bytes = os.fstat(log).st_size
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(_REAPER)),  # -I -S: no user code, no site packages, starts in 20 ms
-            *(str(stop_grace_s), ",".join(map(str, cores or ()))),
+            *reaper,
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=log,
@@ -107,25 +119,10 @@ async def _start(
             env=environment,
             start_new_session=True,
         )
-        start_bytes = os.fstat(log).st_size
     finally:
         os.close(log)
     logger.debug("engine process started", extra={"pid": process.pid, "command": list(command), "log": str(log_path)})
-    return EngineProcess(pid=process.pid, log_path=log_path, log_start_bytes=start_bytes, _process=process)
-
-
-async def _stop(process: asyncio.subprocess.Process, stop_grace_s: float) -> None:
-    if process.stdin is not None:
-        process.stdin.close()  # from here on the reaper stops the rest, whatever happens to us
-    try:
-        async with asyncio.timeout(stop_grace_s + _KILL_MARGIN_S):
-            await process.wait()
-    except TimeoutError:
-        logger.warning("engine processes resisted; killing the group", extra={"pid": process.pid})
-    finally:
-        if process.returncode is None:
-            _kill_group(process.pid)
-    await process.wait()
+    return EngineProcess(process, log_path=log_path, log_start_bytes=log_start_bytes)
 
 
 def _kill_group(pid: int) -> None:

@@ -3,7 +3,7 @@
 A stand-alone script (standard library, Linux): it is started as the leader of
 its own session with standard input on a pipe whose other end the asker holds.
 End of that input means stop, whether the asker closed it or was killed; nothing
-is ever read from it. Everything the command started, however it detached, falls
+is ever read from it. SIGTERM, SIGINT and SIGHUP mean the same. Everything the command started, however it detached, falls
 to this process as its subreaper.
 
     reaper.py GRACE_S CORES COMMAND...
@@ -20,10 +20,12 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 _STDIN = 0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(arguments: list[str]) -> None:
@@ -43,12 +45,12 @@ def main(arguments: list[str]) -> None:
 
 
 def _wake_on_signals() -> int:
-    """Return a descriptor that becomes readable at every signal."""
+    """Return a descriptor that gives one byte per signal, its number."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGCHLD, *_STOP_SIGNALS):
         signal.signal(number, _take_note)
     return reader
 
@@ -72,15 +74,15 @@ def _spawn(command: list[str]) -> int:
 
 
 def _wait(child: int, wakeup: int) -> int | None:
-    """Return the wait status of ``child``, or ``None`` when standard input ended first."""
+    """Return the wait status of ``child``, or ``None`` when we were told to stop first."""
     while True:
         readable, _, _ = select.select([_STDIN, wakeup], [], [])
-        if wakeup in readable:
-            os.read(wakeup, 4096)
-            status = _reap().get(child)
-            if status is not None:
-                return status
-        if _STDIN in readable and not os.read(_STDIN, 4096):
+        numbers = os.read(wakeup, 4096) if wakeup in readable else b""
+        status = _reap().get(child)
+        if status is not None:
+            return status
+        has_ended = _STDIN in readable and not os.read(_STDIN, 4096)
+        if has_ended or any(number in numbers for number in _STOP_SIGNALS):
             return None
 
 
@@ -124,14 +126,13 @@ def _reap() -> dict[int, int]:
 def _child_pids() -> list[int]:
     """Return the direct children, from /proc/<pid>/stat: ``pid (name) state ppid ...``."""
     pids = []
-    for entry in os.listdir("/proc"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                parent = file.read().rpartition(")")[2].split()[1]
-        except (OSError, IndexError):
-            continue  # no process, or one that has just ended
-        if entry.isdigit() and int(parent) == os.getpid():
-            pids.append(int(entry))
+            status = folder.joinpath("stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # it has just ended
+        if int(status.rpartition(")")[2].split()[1]) == os.getpid():
+            pids.append(int(folder.name))
     return pids
 
 
@@ -141,7 +142,8 @@ def _exit_like(status: int | None) -> None:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core file is enough
-        signal.signal(number, signal.SIG_DFL)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     sys.exit(os.waitstatus_to_exitcode(status))
 

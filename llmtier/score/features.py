@@ -26,7 +26,7 @@ _TOKEN = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
 _MATH_SIGNS = frozenset("+-*/=^<>%\u00d7\u00f7\u00b1√∑∫≤≥≠π")  # \u00d7 \u00f7 \u00b1: times, divided by, plus-minus
 # Every repeat below is bounded or cannot restart, so that no text makes a search quadratic.
 _CODE = re.compile(
-    r"```|#include|=>|\(\);|</\w|[;{}][ \t]*$"
+    r"```|#include|=>|\(\);|</\w|[;{][ \t]*$"
     r"|\b(?:def|function|class)[ ]\w{1,40}[ ]?[({:]"
     r"|^[ \t]*import[ ][\w.]{1,80}[ \t]*;?$|^[ \t]*from[ ][\w.]{1,80}[ ]import\b"
     r"|\bSELECT\b.{1,200}\bFROM\b",

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import msgspec
 
+from llmtier.core.errors import PlanError
 from llmtier.serve.answer import CompletionHandler
 from llmtier.serve.asgi import JSON, Receive, Reply, Scope, Send
 from llmtier.serve.choose import AUTO_ALIASES
@@ -137,5 +138,12 @@ class Gateway:
 
 
 def build_gateway(state: AppState) -> Gateway:
-    """Return the ASGI application; it opens connections only when the server starts its life-span."""
+    """Return the ASGI application; it opens connections only when the server starts its life-span.
+
+    Raises:
+        PlanError: The default tier is not served.
+    """
+    default, served = state.default_tier, state.pool.tiers
+    if default is not None and default not in served:
+        raise PlanError(f"gateway.default_tier: {default!r} is not served; served: {', '.join(served)}")
     return Gateway(state)

@@ -92,7 +92,7 @@ class Upstream:
 
     Attributes:
         status: HTTP status.
-        content_type: As the engine sent it.
+        content_type: As the engine sent it; likewise ``retry_after``, empty when it sent none.
         is_events: Whether the rest must be read with ``read``.
         first: The first piece of an event stream, else the whole body.
     """
@@ -100,7 +100,8 @@ class Upstream:
     def __init__(self, response: aiohttp.ClientResponse, *, is_events: bool, first: bytes) -> None:
         self._response = response
         self.status = response.status
-        self.content_type = response.headers.get("Content-Type", "").encode("latin-1") or JSON
+        self.content_type = _raw_header(response, "Content-Type") or JSON
+        self.retry_after = _raw_header(response, "Retry-After")
         self.is_events = is_events
         self.first = first
 
@@ -130,7 +131,7 @@ async def open_upstream(
     """Send ``body`` to the tier's engine and wait for the first byte of its answer.
 
     Raises:
-        UpstreamError: No connection, no byte in time, a redirect or 5xx, or an empty stream.
+        UpstreamError: No connection, no byte in time, a redirect or 5xx, or an empty answer.
     """
     ends_s = request.ends_s
     if request.is_stream:
@@ -150,7 +151,8 @@ async def open_upstream(
 
 async def relay_whole(upstream: Upstream, reply: Reply) -> None:
     """Send a complete answer to the client."""
-    await reply.send_whole(upstream.status, upstream.first, content_type=upstream.content_type)
+    retry = [(b"retry-after", upstream.retry_after)] if upstream.retry_after else []
+    await reply.send_whole(upstream.status, upstream.first, content_type=upstream.content_type, headers=retry)
 
 
 async def relay_events(
@@ -193,9 +195,13 @@ async def _begin(response: aiohttp.ClientResponse, tier: ServedTier, request: Up
         raise UpstreamError(message, fault=UpstreamFault.STATUS, status=response.status)
     is_events = request.is_stream and response.content_type == "text/event-stream"
     first = await (response.content.readany() if is_events else response.read())
-    if is_events and not first:
-        raise UpstreamError(f"tier {tier.name}: its engine sent an empty stream", fault=UpstreamFault.BROKEN)
+    if response.status < 300 and not first:
+        raise UpstreamError(f"tier {tier.name}: its engine sent an empty answer", fault=UpstreamFault.BROKEN)
     return Upstream(response, is_events=is_events, first=first)
+
+
+def _raw_header(response: aiohttp.ClientResponse, name: str) -> bytes:
+    return response.headers.get(name, "").encode("utf-8", "surrogateescape")  # as aiohttp decoded it
 
 
 async def _pump(

@@ -22,6 +22,9 @@ from llmtier.serve.state import AppState
 GRACE_S = 30.0
 """How long open requests may go on after the first signal."""
 
+KEEPALIVE_S = 75
+"""Longer than client pools keep idle connections, so that none is reused while it closes; nginx's default."""
+
 T = TypeVar("T")
 
 
@@ -108,8 +111,8 @@ async def serve_forever(
     """
     bound = open_port(host, port)
     url = _url_of(bound)
-    server = _Server(_make_config(state, grace_s), on_started=lambda: on_ready(url) if on_ready else None)
     try:
+        server = _Server(_make_config(state, grace_s), on_started=lambda: on_ready(url) if on_ready else None)
         with _signals_to(server):
             async with asyncio.TaskGroup() as group:
                 stopper = group.create_task(_stop_on(stop or asyncio.Event(), server))
@@ -141,6 +144,7 @@ def _make_config(state: AppState, grace_s: float) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=KEEPALIVE_S,
         timeout_graceful_shutdown=max(1, round(grace_s)),
     )
 

@@ -19,7 +19,7 @@ MAX_HELD_BYTES = 1 << 20
 """An unfinished event longer than this is no usage chunk and is passed on as it is."""
 
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_MARKS = re.compile(rb'"usage"|"error"|\[DONE\]')
+_MARKS = (b'"usage"', b'"error"', b"[DONE]")
 _CONTENT = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments)"\s*:\s*"[^"]')
 
 
@@ -78,13 +78,13 @@ class SseRelay:
     def _inspect(self, events: bytes) -> bytes:
         if not self.has_content and _CONTENT.search(events):
             self.has_content = True
-        if not _MARKS.search(events):
+        if not _has_mark(events):
             return events
         return b"".join(event for event in _split_events(events) if not self._absorb(event))
 
     def _absorb(self, event: bytes) -> bool:
         """Note what ``event`` tells; return whether it is to be dropped."""
-        if not _MARKS.search(event):
+        if not _has_mark(event):
             return False
         payload = _read_data(event)
         if payload == b"[DONE]":
@@ -101,8 +101,14 @@ class SseRelay:
         return self._strips_usage and not chunk.choices
 
 
+def _has_mark(events: bytes) -> bool:
+    return any(mark in events for mark in _MARKS)
+
+
 def _find_cut(data: bytes) -> int:
     """Return the index just after the last event boundary; 0 when there is none."""
+    if data.endswith(b"\n\n"):  # what engines send, nearly always
+        return len(data)
     return max(
         data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0,
         data.rfind(b"\r\n\r\n") + 4 if b"\r\n\r\n" in data else 0,

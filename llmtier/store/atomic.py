@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from llmtier.core.errors import DiskError, UsageError
+from llmtier.store.text import replace_surrogates
 
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another folder",
@@ -58,7 +59,8 @@ def write_json(path: Path, document: object) -> None:
         ValueError: It holds NaN or an infinity, which JSON does not have.
         DiskError: As ``write_bytes``.
     """
-    write_text(path, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_text(path, replace_surrogates(text))
 
 
 def replace_directory(staging: Path, target: Path) -> None:

@@ -63,6 +63,8 @@ def unknown_default(config: Config, root: Node) -> Iterator[Problem]:
 
 def _to_problem(details: ErrorDetails, root: Node) -> Problem:
     location = details["loc"]
+    if details["type"] == "invalid_key" or location[-1:] == ("[key]",):
+        return _key_no_text(tuple(step for step in location if step != "[key]"), root)
     node, is_found = find_node(root, location)
     match details["type"]:
         case "extra_forbidden":
@@ -82,6 +84,12 @@ def _unknown_key(location: tuple[int | str, ...], root: Node) -> Problem:
     node = find_key(find_node(root, tuple(parent))[0], str(key))
     advice = _suggest(str(key), valid_keys(Config, tuple(parent)), "key")
     return Problem(line=line_of(node), message=f"unknown key {str(key)!r}{_within(tuple(parent))}; {advice}")
+
+
+def _key_no_text(location: tuple[int | str, ...], root: Node) -> Problem:
+    *parent, key = location
+    node = find_key(find_node(root, tuple(parent))[0], str(key))
+    return Problem(line=line_of(node), message=f"key {key}{_within(tuple(parent))} is no text; put it in quotes")
 
 
 def valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

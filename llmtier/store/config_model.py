@@ -45,7 +45,7 @@ def _expand_home(path: Path) -> Path:
 
 
 def _parse_device(value: object) -> object:
-    return parse_device(value) if isinstance(value, str) else value
+    return value if isinstance(value, Device) else parse_device(str(value))
 
 
 ConfigPath = Annotated[Path, AfterValidator(_resolve)]

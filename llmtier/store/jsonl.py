@@ -11,6 +11,7 @@ from typing import Any
 from llmtier.core.errors import InputFileError
 from llmtier.store.atomic import write_text
 from llmtier.store.documents import parse_json, shorten
+from llmtier.store.text import replace_surrogates
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -61,4 +62,7 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> None:
 
 def format_line(row: object) -> str:
     """Return one line with its line feed; ASCII, so that no text can break it."""
-    return json.dumps(row, allow_nan=False) + "\n"
+    line = json.dumps(row, allow_nan=False)
+    if "\\ud" in line:  # half of a surrogate pair, or a whole one
+        line = json.dumps(replace_surrogates(row), allow_nan=False)
+    return line + "\n"

@@ -57,7 +57,7 @@ def _adapt_traffic(row: Row) -> Row | None:
         return None
     return {
         "id": row.get("request_id"),
-        "messages": json.loads(row["messages_json"]),
+        "messages": _unpack(row["messages_json"]),
         "domain": row.get("domain"),
         "received_at": _parse_instant(row.get("received_at")),
     }

@@ -42,8 +42,9 @@ class _Labels(BaseModel):
         """Accept a map as pairs and a struct with nulls, the two forms Parquet has."""
         if value is None:
             return {}
-        pairs = dict(value) if isinstance(value, list) else value
-        return {key: item for key, item in pairs.items() if item is not None} if isinstance(pairs, dict) else pairs
+        if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
+            value = dict(value)
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
     @field_validator("scores")
     @classmethod

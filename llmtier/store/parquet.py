@@ -15,6 +15,7 @@ from llmtier.core.errors import InputFileError
 from llmtier.core.provenance import Provenance
 from llmtier.store.atomic import write_bytes
 from llmtier.store.documents import SCHEMA_VERSION, check_schema_version
+from llmtier.store.text import replace_surrogates
 
 Row = dict[str, Any]
 
@@ -110,11 +111,12 @@ def decode_any(data: bytes, *, path: Path) -> ParquetRows:
 
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
-    except (pa.ArrowException, OSError) as exc:
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, OverflowError, ValueError) as exc:  # such as a date beyond Python's
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise InputFileError(f"expected Parquet: {reason}", path=path) from exc
     metadata = {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}
-    return ParquetRows(rows=table.to_pylist(), metadata=metadata)
+    return ParquetRows(rows=rows, metadata=metadata)
 
 
 def read_file(path: Path) -> bytes:
@@ -136,7 +138,7 @@ def _make_table(rows: Sequence[Row], columns: Sequence[Column]) -> Any:  # noqa:
     try:
         table = pa.Table.from_pylist(list(rows), schema=schema)
     except UnicodeEncodeError:
-        table = pa.Table.from_pylist([_replace_surrogates(row) for row in rows], schema=schema)
+        table = pa.Table.from_pylist([replace_surrogates(row) for row in rows], schema=schema)
     _refuse_holes(table, columns)
     return table
 
@@ -179,15 +181,3 @@ def _refuse_holes(table: Any, columns: Iterable[Column]) -> None:  # noqa: ANN40
             raise ValueError(f"column {column.name} must not hold null")
         if column.type == "float64" and pc.any(pc.is_nan(values)).as_py():
             raise ValueError(f"column {column.name} must not hold NaN; absent is null")
-
-
-def _replace_surrogates(value: Any) -> Any:  # noqa: ANN401 - walks plain data
-    match value:
-        case str():
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        case dict():
-            return {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_replace_surrogates(item) for item in value]
-        case _:
-            return value

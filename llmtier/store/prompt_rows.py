@@ -32,7 +32,7 @@ def _join_parts(content: Any) -> Any:  # noqa: ANN401 - whatever the file held; 
 
 def _as_text(answer: Any) -> Any:  # noqa: ANN401 - as above
     """Return an answer that was written as a number or a document as its JSON text."""
-    return answer if answer is None or isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    return answer if answer is None or isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, default=str)
 
 
 def _default_scorer(scorer: Any) -> Any:  # noqa: ANN401 - as above

@@ -25,9 +25,7 @@ def make_profile(tier, usd_per_output_token):
         accuracy=(
             AccuracyEstimate(domain="all", n=10, n_failed=0, accuracy=0.9, interval=Interval(low=0.5, high=1.0)),
         ),
-        cost=Cost(
-            usd_per_hour=1, usd_per_request=1e-5, usd_per_output_token=usd_per_output_token, concurrency=16
-        ),
+        cost=Cost(usd_per_hour=1, usd_per_request=1e-5, usd_per_output_token=usd_per_output_token, concurrency=16),
     )
 
 
@@ -77,9 +75,7 @@ def test_a_win_has_no_complaint():
 
 
 def test_failed_requests_make_the_cost_unknown_not_cheap():
-    summary = build(
-        make_answers("auto", None, [0] * 10, error="cut"), make_answers("big", "big", [1] * 10)
-    )
+    summary = build(make_answers("auto", None, [0] * 10, error="cut"), make_answers("big", "big", [1] * 10))
 
     assert summary["routed"]["usd_per_1k_requests"] is None
     assert summary["routed"]["e2el_p95_s"] is None

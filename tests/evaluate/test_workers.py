@@ -69,10 +69,13 @@ async def test_a_bug_is_not_dressed_up_as_an_own_error():
     async def fail(error):
         raise error
 
-    with pytest.raises(ExceptionGroup) as caught:
+    async def fail_twice():
         async with task_group() as group:
             group.create_task(fail(DiskError("disk full")))
             group.create_task(fail(ZeroDivisionError()))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await fail_twice()
 
     assert caught.group_contains(ZeroDivisionError)
 

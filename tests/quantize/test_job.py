@@ -32,7 +32,7 @@ def test_every_quantizable_scheme_has_a_preset():
 
 
 def test_plan_refuses_scheme_it_cannot_write_and_lists_those_it_can(model_config):
-    with pytest.raises(UsageError, match="nvfp4.*choose one of int8, awq, gptq, fp8"):
+    with pytest.raises(UsageError, match=r"nvfp4.*choose one of int8, awq, gptq, fp8"):
         plan(replace(JOB, schemes=(Scheme.NVFP4,)), model_config)
 
 

@@ -153,7 +153,7 @@ def test_failure_keeps_the_schemes_that_were_finished(job, quantize, fake_worker
 
 
 def test_killed_worker_is_named_as_such(job, quantize, fake_worker):
-    with pytest.raises(MachineError, match="signal 9.*memory"):
+    with pytest.raises(MachineError, match=r"signal 9.*memory"):
         quantize(job, fake_worker("os.kill(os.getpid(), 9)"))
 
     assert [] == left_in(job.out)

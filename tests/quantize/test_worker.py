@@ -1,7 +1,6 @@
 """The parts of the worker that need none of its libraries; the rest runs in tests/e2e/test_quantize.py."""
 
 import ast
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmtier.core.errors import UsageError
 from llmtier.quantize import worker
-from llmtier.quantize.process import WORKER
+from llmtier.quantize.process import WORKER, running_worker
 
 
 class FakeTokenizer:
@@ -98,7 +98,7 @@ def test_worker_ends_when_its_parent_is_gone(tmp_path):
         assert 1 == process.wait(timeout=10)
 
 
-def test_refusal_is_one_line_of_progress_and_stdout_holds_nothing_else(tmp_path):
+def test_refusal_reaches_the_caller_whatever_a_library_prints(tmp_path):
     # Without torch here: the job is refused before any library is needed.
     script = tmp_path / "refuse.py"
     script.write_text(
@@ -107,16 +107,13 @@ def test_refusal_is_one_line_of_progress_and_stdout_holds_nothing_else(tmp_path)
         "def run(job, *, report):\n    print('a library talks')\n    raise worker.WorkerError('no ' + job['word'])\n"
         "worker.run = run\nworker.main()\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(script), json.dumps({"word": "way"})],
-        stdin=subprocess.PIPE,
-        capture_output=True,
-        text=True,
-    )
+    job = {"word": "way"}
 
-    assert {"event": "refused", "message": "no way"} == json.loads(done.stdout)
-    assert "a library talks" in done.stderr
-    assert 1 == done.returncode
+    with (
+        running_worker(job, python=Path(sys.executable), worker=script) as events,
+        pytest.raises(UsageError, match="no way"),
+    ):
+        list(events)
 
 
 def test_worker_file_is_where_the_stage_looks_for_it():

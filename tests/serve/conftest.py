@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,16 @@ from llmtier.serve.run import serve_forever
 from llmtier.serve.state import AppState, Limits
 
 UNIT = Interval(low=0.0, high=1.0)
+
+
+@pytest.fixture(autouse=True)
+def brisk_servers(monkeypatch):
+    """Let uvicorn look for its end each 5 ms in place of each 100 ms: a test stops up to four servers."""
+
+    async def sleep(delay_s):
+        await asyncio.sleep(delay_s / 20)
+
+    monkeypatch.setattr("uvicorn.server.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ import pytest
 from llmtier.engine.loopback import serving
 from llmtier.engine.mock import mock_app, running_app, running_mock
 from llmtier.engine.mock_settings import Fault, FaultKind, MockSettings
+from llmtier.serve.log import TrafficLog
+from llmtier.serve.relay import Deadlines
+from llmtier.store.traffic import TrafficWriter, read_traffic
 
 pytestmark = pytest.mark.anyio
 
@@ -150,6 +153,59 @@ async def test_a_failure_before_the_first_byte_goes_to_the_next_tier(make_state,
     assert 'llmtier_route_decisions_total{reason="failover",tier="large"} 1.0' in metrics
 
 
+async def test_an_empty_or_cut_document_goes_to_the_next_tier_too(make_state, running_gateway):
+    faults = (Fault(kind=FaultKind.EMPTY_BODY, on_nth_request=1), Fault(kind=FaultKind.CUT, on_nth_request=2))
+    small = MockSettings(model_name="engine-small", faults=faults)
+    async with (
+        running_mock(small) as small_url,
+        running_mock(MockSettings(model_name="engine-large")) as large_url,
+        running_gateway(make_state({"small": small_url, "large": large_url})) as url,
+        aiohttp.ClientSession(url) as client,
+    ):
+        for _ in faults:
+            async with client.post(CHAT, json=ask(max_tokens=4)) as answer:
+                assert (200, "large") == (answer.status, answer.headers["x-llmtier-tier"])
+                assert "choices" in await answer.json()
+
+
+async def test_an_engines_rate_limit_is_passed_on_with_its_delay(make_state, running_gateway):
+    settings = MockSettings(model_name="engine-small", faults=(Fault(kind=FaultKind.RATE_LIMIT, delay_s=7),))
+    async with (
+        running_mock(settings) as engine_url,
+        running_gateway(make_state({"small": engine_url})) as url,
+        aiohttp.ClientSession(url) as client,
+        client.post(CHAT, json=ask(max_tokens=4)) as limited,
+    ):
+        assert (429, "7") == (limited.status, limited.headers["Retry-After"])
+
+
+async def test_an_open_stream_ends_well_when_the_gateway_is_stopped(make_state, running_gateway):
+    settings = MockSettings(model_name="engine-small", alpha_s=0.02)
+    async with running_mock(settings) as engine_url, aiohttp.ClientSession() as client:
+        async with running_gateway(make_state({"small": engine_url})) as url:
+            answer = await client.post(url + CHAT, json=ask(stream=True, max_tokens=8))
+            first = await answer.content.readany()
+            reading = asyncio.create_task(answer.read())
+
+        assert (first + await reading).endswith(DONE)
+
+
+async def test_a_stream_that_outlasts_the_grace_is_aborted_and_recorded(
+    make_state, running_gateway, scripted_engine, tmp_path
+):
+    engine = scripted_engine([TOKEN], hangs_after=1)
+    log = TrafficLog(TrafficWriter(tmp_path), on_dropped=pytest.fail)
+    async with serving(engine) as engine_url, aiohttp.ClientSession() as client:
+        state = make_state({"small": engine_url}, traffic=log, deadlines=Deadlines(total_s=60))
+        async with running_gateway(state) as url:
+            answer = await client.post(url + CHAT, json=ask(stream=True))
+            await answer.content.readany()
+        with pytest.raises(aiohttp.ClientError):
+            await answer.read()
+
+    assert ["small"] == [row.tier for row in read_traffic(tmp_path)]
+
+
 async def test_fail_over_happens_once(make_state, running_gateway):
     broken = MockSettings(model_name="engine-a", faults=(Fault(kind=FaultKind.ERROR),))
     apps = {name: mock_app(MockSettings(model_name=f"engine-{name}", faults=broken.faults)) for name in "abc"}
@@ -172,9 +228,12 @@ async def test_a_pinned_tier_that_is_late_is_a_504(make_state, running_gateway):
     small = MockSettings(model_name="engine-small", faults=(Fault(kind=FaultKind.HANG),))
     async with running_mock(small) as small_url, running_mock(MockSettings(model_name="engine-large")) as large_url:
         state = make_state({"small": small_url, "large": large_url})
-        async with running_gateway(state) as url, aiohttp.ClientSession(url) as client:
-            async with client.post(CHAT, json=ask(model="small", stream=True, max_tokens=4)) as late:
-                assert (504, "upstream_timeout") == (late.status, (await late.json())["error"]["code"])
+        async with (
+            running_gateway(state) as url,
+            aiohttp.ClientSession(url) as client,
+            client.post(CHAT, json=ask(model="small", stream=True, max_tokens=4)) as late,
+        ):
+            assert (504, "upstream_timeout") == (late.status, (await late.json())["error"]["code"])
 
 
 @pytest.mark.parametrize(
@@ -184,11 +243,14 @@ async def test_a_pinned_tier_that_is_late_is_a_504(make_state, running_gateway):
 async def test_a_failure_mid_stream_is_told_inside_the_stream(make_state, running_gateway, kind, delay_s, words):
     fault = Fault(kind=kind, after_tokens=2, delay_s=delay_s)
     settings = MockSettings(model_name="engine-small", faults=(fault,), alpha_s=0.01)
-    async with running_mock(settings) as engine_url, running_gateway(make_state({"small": engine_url})) as url:
-        async with aiohttp.ClientSession(url) as client:
-            async with client.post(CHAT, json=ask(stream=True, max_tokens=8)) as answer:
-                events = (await answer.read()).split(b"\n\n")
-            assert 1 == await count_requests(client, tier="small", outcome="interrupted")
+    async with (
+        running_mock(settings) as engine_url,
+        running_gateway(make_state({"small": engine_url})) as url,
+        aiohttp.ClientSession(url) as client,
+    ):
+        async with client.post(CHAT, json=ask(stream=True, max_tokens=8)) as answer:
+            events = (await answer.read()).split(b"\n\n")
+        assert 1 == await count_requests(client, tier="small", outcome="interrupted")
 
     error = json.loads(events[-2].removeprefix(b"data: "))["error"]
     assert (200, "upstream_interrupted") == (answer.status, error["code"])
@@ -199,9 +261,13 @@ async def test_a_failure_mid_stream_is_told_inside_the_stream(make_state, runnin
 
 async def test_a_stream_that_ends_early_without_a_cut_is_told_too(make_state, running_gateway, scripted_engine):
     engine = scripted_engine([TOKEN, TOKEN[:20]])
-    async with serving(engine) as engine_url, running_gateway(make_state({"small": engine_url})) as url:
-        async with aiohttp.ClientSession(url) as client, client.post(CHAT, json=ask(stream=True)) as answer:
-            data = await answer.read()
+    async with (
+        serving(engine) as engine_url,
+        running_gateway(make_state({"small": engine_url})) as url,
+        aiohttp.ClientSession(url) as client,
+        client.post(CHAT, json=ask(stream=True)) as answer,
+    ):
+        data = await answer.read()
 
     assert data.startswith(TOKEN + b'data: {"error"')
     assert TOKEN[:20] + b"data:" not in data
@@ -224,11 +290,14 @@ async def test_official_client_raises_on_an_interrupted_stream(make_state, runni
 async def test_an_engines_error_event_counts_as_interrupted(make_state, running_gateway):
     fault = Fault(kind=FaultKind.ERROR_CHUNK, after_tokens=1)
     settings = MockSettings(model_name="engine-small", faults=(fault,))
-    async with running_mock(settings) as engine_url, running_gateway(make_state({"small": engine_url})) as url:
-        async with aiohttp.ClientSession(url) as client:
-            async with client.post(CHAT, json=ask(stream=True, max_tokens=8)) as answer:
-                assert b"EngineCore" in await answer.read()
-            assert 1 == await count_requests(client, tier="small", outcome="interrupted")
+    async with (
+        running_mock(settings) as engine_url,
+        running_gateway(make_state({"small": engine_url})) as url,
+        aiohttp.ClientSession(url) as client,
+    ):
+        async with client.post(CHAT, json=ask(stream=True, max_tokens=8)) as answer:
+            assert b"EngineCore" in await answer.read()
+        assert 1 == await count_requests(client, tier="small", outcome="interrupted")
 
 
 async def test_a_dead_tier_is_avoided_and_comes_back(make_state, running_gateway, scripted_engine, eventually):

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmtier.core.decision import Fallback
+from llmtier.core.errors import PlanError
 from llmtier.engine.loopback import serving
 from llmtier.engine.mock import running_mock
 from llmtier.engine.mock_settings import MockSettings
@@ -102,6 +103,11 @@ async def test_pin_default_and_unknown_model(make_state, engines, running_gatewa
     assert ("invalid_request_error", "model", "model_not_found") == (error["type"], error["param"], error["code"])
 
 
+async def test_a_default_tier_that_is_not_served_is_refused(make_state):
+    with pytest.raises(PlanError, match="'tiny' is not served; served: small"):
+        build_gateway(make_state({"small": "http://127.0.0.1:1"}, default_tier="tiny"))
+
+
 async def test_headers_state_the_need(routed, running_gateway):
     async with running_gateway(routed()) as url, aiohttp.ClientSession(url) as client:
         async with client.post(CHAT, json=ask(), headers={"x-llmtier-accuracy": "0.93"}) as strict:
@@ -116,9 +122,12 @@ async def test_headers_state_the_need(routed, running_gateway):
 async def test_rejection_names_the_misses(make_state, engines, make_policy, word_scorer, running_gateway):
     policy = make_policy("small", "large", fallback=Fallback.REJECT)
     state = make_state(engines, policy=policy, scorer=word_scorer)
-    async with running_gateway(state) as url, aiohttp.ClientSession(url) as client:
-        async with client.post(CHAT, json=ask(), headers={"x-llmtier-e2el-ms": "1"}) as rejected:
-            error = (await rejected.json())["error"]
+    async with (
+        running_gateway(state) as url,
+        aiohttp.ClientSession(url) as client,
+        client.post(CHAT, json=ask(), headers={"x-llmtier-e2el-ms": "1"}) as rejected,
+    ):
+        error = (await rejected.json())["error"]
 
     assert (503, "1") == (rejected.status, rejected.headers["Retry-After"])
     assert "no_feasible_tier" == error["code"]
@@ -129,15 +138,21 @@ async def test_too_long_for_every_tier_is_the_clients_fault(make_state, engines,
     state = make_state({"small": engines["small"]})
     tier = state.pool.tiers["small"]
     object.__setattr__(tier, "profile", make_profile("small", context_tokens=100))
-    async with running_gateway(state) as url, aiohttp.ClientSession(url) as client:
-        async with client.post(CHAT, json={**ask(), "max_tokens": 200}) as refused:
-            assert (400, "context_length_exceeded") == (refused.status, (await refused.json())["error"]["code"])
+    async with (
+        running_gateway(state) as url,
+        aiohttp.ClientSession(url) as client,
+        client.post(CHAT, json={**ask(), "max_tokens": 200}) as refused,
+    ):
+        assert (400, "context_length_exceeded") == (refused.status, (await refused.json())["error"]["code"])
 
 
 async def test_engines_own_refusal_is_passed_on(make_state, engines, running_gateway):
-    async with running_gateway(make_state(engines)) as url, aiohttp.ClientSession(url) as client:
-        async with client.post(CHAT, json=ask(model="small", n=2, stream=True)) as refused:
-            document = await refused.json()
+    async with (
+        running_gateway(make_state(engines)) as url,
+        aiohttp.ClientSession(url) as client,
+        client.post(CHAT, json=ask(model="small", n=2, stream=True)) as refused,
+    ):
+        document = await refused.json()
 
     assert (400, "application/json") == (refused.status, refused.content_type)
     assert "n must be 1" in document["error"]["message"]
@@ -185,18 +200,21 @@ async def test_models_lists_the_tiers_and_auto(routed, running_gateway):
 async def test_ready_only_when_every_engine_has_answered(make_state, scripted_engine, running_gateway, eventually):
     engine = scripted_engine()
     engine.is_healthy = False
-    async with serving(engine) as engine_url, running_gateway(make_state({"small": engine_url})) as url:
-        async with aiohttp.ClientSession(url) as client:
-            async with client.get("/health") as health, client.get("/ready") as early:
-                assert (200, 503) == (health.status, early.status)
-                assert {"ready": False, "healthy": {"small": False}} == await early.json()
-            engine.is_healthy = True
+    async with (
+        serving(engine) as engine_url,
+        running_gateway(make_state({"small": engine_url})) as url,
+        aiohttp.ClientSession(url) as client,
+    ):
+        async with client.get("/health") as health, client.get("/ready") as early:
+            assert (200, 503) == (health.status, early.status)
+            assert {"ready": False, "healthy": {"small": False}} == await early.json()
+        engine.is_healthy = True
 
-            async def is_ready():
-                async with client.get("/ready") as late:
-                    return late.status == 200
+        async def is_ready():
+            async with client.get("/ready") as late:
+                return late.status == 200
 
-            await eventually(is_ready)
+        await eventually(is_ready)
 
 
 async def test_metrics_count_requests_decisions_and_cost(routed, running_gateway):
@@ -246,9 +264,12 @@ async def test_traffic_log_has_a_row_for_each_decision(routed, running_gateway, 
 
 async def test_one_line_per_request_and_no_prompt_in_the_log(routed, running_gateway, caplog):
     caplog.set_level(logging.DEBUG, logger="llmtier")
-    async with running_gateway(routed()) as url, aiohttp.ClientSession(url) as client:
-        async with client.post(CHAT, json=ask()) as answer:
-            await answer.read()
+    async with (
+        running_gateway(routed()) as url,
+        aiohttp.ClientSession(url) as client,
+        client.post(CHAT, json=ask()) as answer,
+    ):
+        await answer.read()
     lines = [record for record in caplog.records if record.name == "llmtier.serve.record"]
 
     assert ["request"] == [record.getMessage() for record in lines]

@@ -84,6 +84,14 @@ def test_half_an_event_is_held_back():
     assert TOKENS[0] == events.feed(TOKENS[0] + TOKENS[1][:9])
 
 
+@pytest.mark.parametrize("payload", [b'{"usage":', b'{"error":1}', b'{"usage":"many"}', b"[DONE] ", b'"usage"'])
+def test_what_cannot_be_read_is_passed_on(payload):
+    events, out = relay(event(payload))
+
+    assert event(payload) == out
+    assert events.usage is None
+
+
 def test_an_event_without_end_is_not_held_for_ever():
     events = SseRelay(strips_usage=True)
     huge = b"data: " + b"x" * MAX_HELD_BYTES

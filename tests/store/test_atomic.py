@@ -1,6 +1,7 @@
 """Atomic writes: whole or not at all."""
 
 import errno
+import json
 import os
 import stat
 
@@ -81,6 +82,12 @@ def test_json_refuses_nan_before_it_touches_the_file(tmp_path):
     assert "old" == path.read_text()
 
 
+def test_json_holds_no_lone_surrogate(tmp_path):
+    write_json(tmp_path / "a.json", ["file-\udcff", "\U0001f600"])
+
+    assert ["file-\ufffd", "\U0001f600"] == json.loads((tmp_path / "a.json").read_bytes())
+
+
 def test_json_is_indented_in_its_own_order(tmp_path):
     write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
 
@@ -149,3 +156,12 @@ def test_old_folder_is_back_when_a_rename_fails(tmp_path, monkeypatch, failing_c
 
     assert "old" == (target / "a").read_text()
     assert {"target", "staging"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_new_folder_on_a_full_disk_leaves_nothing(tmp_path, fill_disk):
+    fill_disk("replace")
+
+    with pytest.raises(DiskError, match="No space left"), staged_directory(tmp_path / "models") as staging:
+        (staging / "a").write_text("x")
+
+    assert [] == list(tmp_path.iterdir())

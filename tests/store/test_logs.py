@@ -45,6 +45,16 @@ def test_spend_log_is_read_with_arrivals_since_its_earliest_row(tmp_path):
     ]
 
 
+def test_rows_of_a_log_may_stand_beside_plain_ones(tmp_path):
+    path = write_lines(
+        tmp_path / "a.jsonl",
+        {"request_id": "logged", "startTime": "2026-01-01T00:00:00Z", "messages": MESSAGES},
+        {"prompt": "Hi"},
+    )
+
+    assert [0.0, None] == [prompt.arrival_s for prompt in read_prompts(path)]
+
+
 def test_spend_log_without_texts_names_the_setting(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", {"request_id": "a", "startTime": "2026-01-01T00:00:02Z", "messages": "{}"})
 

@@ -138,7 +138,7 @@ def write(tmp_path, hardware, provenance):
 
 
 def test_written_profiles_read_back(tmp_path_factory, hardware, provenance):
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(PROFILES, REQUESTS, ITEMS)
     def check(profile, requests, items):
         root = tmp_path_factory.mktemp("profiles")
@@ -220,7 +220,7 @@ def test_folders_without_a_manifest_are_no_profiles(tmp_path, write):
 
 @pytest.mark.parametrize("slug", [None, "nvidia-l4-x2"])
 def test_absent_profiles_say_what_to_run(tmp_path, slug):
-    with pytest.raises(InputFileError, match="holds no profile.*run 'llmtier profile'"):
+    with pytest.raises(InputFileError, match=r"holds no profile.*run 'llmtier profile'"):
         read_profiles(tmp_path, slug)
 
 

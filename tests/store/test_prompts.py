@@ -38,7 +38,7 @@ def write_lines(path, *rows):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_written_prompts_read_back(tmp_path_factory, name):
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(PROMPTS)
     def check(prompts):
         path = tmp_path_factory.mktemp("prompts") / name

@@ -1,0 +1,168 @@
+"""What people get wrong: one clear line, the right exit code, no traceback, nothing half-written."""
+
+import json
+import socket
+
+import pytest
+
+CONFIG = """\
+schema_version: 1
+profiles: profiles/
+policy: policy.json
+evaluation: evaluation.jsonl
+tiers:
+  - {name: big, model: m, scheme: bf16, device: "cpu:0", engine: {kind: mock}, price: {usd_per_hour: 2}}
+  - {name: small, model: m, scheme: int8, device: "cpu:0", engine: {kind: mock}, price: {usd_per_hour: 1}}
+"""
+GOOD_ROW = '{"messages": [{"role": "user", "content": "hi"}], "answer": "hi"}\n'
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLMTIER_HOME", str(tmp_path / "home"))
+    (tmp_path / "llmtier.yaml").write_text(CONFIG)
+    (tmp_path / "evaluation.jsonl").write_text(GOOD_ROW)
+    return tmp_path
+
+
+def check(ended, code, *words):
+    assert code == ended.code, ended.err
+    assert "Traceback" not in ended.err
+    assert 1 == len(ended.err.strip().splitlines()), ended.err
+    for word in words:
+        assert word in ended.err, ended.err
+
+
+def test_missing_config(llmtier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    check(llmtier("profile"), 2, "llmtier.yaml", "llmtier init")
+
+
+def test_unknown_key_names_line_and_nearest(llmtier, folder):
+    (folder / "llmtier.yaml").write_text(CONFIG.replace("policy:", "polcy:"))
+
+    check(llmtier("profile"), 2, "llmtier.yaml:3", "polcy", "policy")
+
+
+def test_tier_name_twice(llmtier, folder):
+    (folder / "llmtier.yaml").write_text(CONFIG.replace("name: small", "name: big"))
+
+    check(llmtier("profile"), 2, "big")
+
+
+def test_unknown_scheme_in_config(llmtier, folder):
+    (folder / "llmtier.yaml").write_text(CONFIG.replace("int8", "int7"))
+
+    check(llmtier("profile"), 2, "llmtier.yaml:7", "int7", "int8")
+
+
+def test_unknown_scheme_to_quantize(llmtier, folder):
+    check(llmtier("quantize", "m", "--scheme", "int5"), 2, "int5", "int8")
+
+
+def test_missing_model_to_quantize(llmtier, folder):
+    check(llmtier("quantize", "no-such-model", "--scheme", "int8"), 3, "no-such-model", "config.json")
+
+
+def test_calibration_set_is_demanded_where_it_matters(llmtier, folder):
+    (folder / "m").mkdir()
+    (folder / "m" / "config.json").write_text('{"hidden_size": 128, "intermediate_size": 384}')
+
+    check(llmtier("quantize", "m", "--scheme", "awq"), 2, "calibration")
+
+
+def test_unknown_tier(llmtier, folder):
+    check(llmtier("profile", "--tier", "huge"), 2, "huge", "big, small")
+
+
+def test_malformed_line_names_file_and_line(llmtier, folder):
+    (folder / "evaluation.jsonl").write_text(GOOD_ROW + "{oops\n")
+
+    check(llmtier("profile"), 3, "evaluation.jsonl:2")
+
+
+def test_log_without_answers_cannot_be_replayed(llmtier, folder):
+    (folder / "log.jsonl").write_text('{"prompt": "hi"}\n')
+
+    check(llmtier("replay", "log.jsonl"), 3, "log.jsonl", "answer")
+
+
+def test_outcomes_are_not_overwritten_unasked(llmtier, folder):
+    (folder / "outcomes.parquet").write_bytes(b"precious")
+
+    check(llmtier("replay", "evaluation.jsonl"), 2, "--force")
+    assert b"precious" == (folder / "outcomes.parquet").read_bytes()
+
+
+def test_config_is_not_overwritten_unasked(llmtier, folder):
+    check(llmtier("init"), 2, "--force")
+    assert CONFIG == (folder / "llmtier.yaml").read_text()
+
+
+def test_port_in_use(llmtier, folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        check(llmtier("serve", "--port", port), 4, str(port), "in use")
+
+
+def test_shared_device_without_joint_profile(llmtier, folder):
+    text = CONFIG.replace("engine: {kind: mock}", "engine: {kind: vllm}")
+    (folder / "llmtier.yaml").write_text(text)
+    write_lone_profiles(folder)
+
+    check(llmtier("serve", "--port", 0), 2, "big", "small", "cpu:0", "--together")
+
+
+def write_lone_profiles(folder):
+    from llmtier.core.profile import LoadPoint, TierProfile
+    from llmtier.core.provenance import Provenance
+    from llmtier.core.tier import EngineIdentity
+    from llmtier.engine.hardware import detect_hardware
+    from llmtier.store.profiles import write_profile
+
+    hardware = detect_hardware()
+    provenance = Provenance(llmtier_version="0", command=(), created_at="2026-01-01T00:00:00Z", hardware=hardware)
+    point = LoadPoint(
+        concurrency=1, n_ok=1, n_failed=0, duration_s=1.0, ttft_p50_s=None, ttft_p95_s=None, tpot_p50_s=None,
+        tpot_p95_s=None, itl_p50_s=None, itl_p95_s=None, e2el_p50_s=None, e2el_p95_s=None,
+        mean_input_tokens=None, mean_output_tokens=None,
+    )  # fmt: skip
+    for tier in ("big", "small"):
+        profile = TierProfile(
+            tier=tier, checkpoint_digest="d", engine=EngineIdentity(name="vllm"), hardware_fingerprint="f",
+            device="cpu:0", co_tenants=(), context_tokens=None, points=(point,), accuracy=(), cost=None,
+        )  # fmt: skip
+        write_profile(folder / "profiles", hardware, profile, requests=[], items=[], provenance=provenance)
+
+
+def test_old_schema_of_a_profile(llmtier, folder):
+    write_lone_profiles(folder)
+    [manifest] = folder.glob("profiles/*/big/manifest.json")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema_version": 0}))
+
+    ended = llmtier("serve", "--port", 0)
+
+    assert 3 == ended.code
+    assert "schema 0" in ended.err
+
+
+def test_errors_are_one_json_line_under_json(llmtier, folder):
+    ended = llmtier("profile", "--tier", "huge", "--json")
+    error = json.loads(ended.err)
+
+    assert ("", 2, "UsageError") == (ended.out, error["exit_code"], error["error"])
+
+
+def test_explain_without_policy(llmtier, folder):
+    check(llmtier("explain", "hello"), 2, "fit-thresholds")
+
+
+def test_demo_outside_a_clone(llmtier, folder):
+    check(llmtier("demo"), 3, "clone")
+
+
+def test_unknown_environment(llmtier, folder):
+    check(llmtier("env", "install", "engine-tpu"), 2, "engine-cpu")

@@ -1,0 +1,202 @@
+"""The traffic log, and reading it back as prompts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmtier.core.errors import DiskError, InputFileError
+from llmtier.core.prompt import Message, Prompt
+from llmtier.store.parquet import write_rows
+from llmtier.store.prompts import read_prompts
+from llmtier.store.traffic import TRAFFIC_COLUMNS, TrafficRow, TrafficWriter, read_traffic
+
+TEXTS = st.text(max_size=8)
+NUMBERS = st.none() | st.floats(0, 1e6)
+COUNTS = st.none() | st.integers(0, 10**6)
+ROWS = st.lists(
+    st.builds(
+        TrafficRow,
+        request_id=TEXTS,
+        received_at=TEXTS,
+        tier=st.none() | TEXTS,
+        reason=TEXTS,
+        alias=TEXTS,
+        domain=st.none() | TEXTS,
+        predicted_accuracy=NUMBERS,
+        need_accuracy=NUMBERS,
+        n_in_flight=st.integers(0, 100),
+        ttft_s=NUMBERS,
+        e2el_s=NUMBERS,
+        n_input_tokens=COUNTS,
+        n_output_tokens=COUNTS,
+        usd=NUMBERS,
+        status=st.integers(100, 599),
+        stream=st.booleans(),
+        misses=TEXTS,
+        prompt_sha256=TEXTS,
+        messages_json=st.none() | TEXTS,
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+def make_row(name="r1", *, text=None, at="2026-01-01T00:00:00+00:00"):
+    messages = None if text is None else json.dumps([{"role": "user", "content": text}])
+    return TrafficRow(
+        request_id=name,
+        received_at=at,
+        tier="a",
+        reason="cheapest_feasible",
+        alias="auto",
+        domain="math",
+        predicted_accuracy=0.5,
+        need_accuracy=None,
+        n_in_flight=0,
+        ttft_s=0.1,
+        e2el_s=0.2,
+        n_input_tokens=3,
+        n_output_tokens=4,
+        usd=1e-6,
+        status=200,
+        stream=True,
+        misses="",
+        prompt_sha256="ab" * 32,
+        messages_json=messages,
+    )
+
+
+def write_log(folder, *rows):
+    writer = TrafficWriter(folder)
+    for row in rows:
+        writer.append(row)
+    writer.close()
+    return folder
+
+
+def test_written_rows_read_back_in_order_over_several_files(tmp_path_factory):
+    @settings(max_examples=12, deadline=None)
+    @given(ROWS, st.integers(1, 4))
+    def check(rows, rotate_rows):
+        folder = tmp_path_factory.mktemp("traffic")
+        writer = TrafficWriter(folder, rotate_rows=rotate_rows)
+        for row in rows:
+            writer.append(row)
+        writer.close()
+
+        assert rows == read_traffic(folder)
+
+    check()
+
+
+def test_each_flush_makes_one_numbered_file_and_an_empty_one_none(tmp_path):
+    writer = TrafficWriter(tmp_path / "log", rotate_rows=2)
+    empty = writer.flush()
+    for name in "abc":
+        writer.append(make_row(name))
+    last = writer.flush()
+    TrafficWriter(tmp_path / "log").close()
+
+    names = sorted(path.name for path in (tmp_path / "log").iterdir())
+    assert empty is None
+    assert ["traffic-000001-", "traffic-000002-"] == [name[:15] for name in names]
+    assert ["c"] == [row.request_id for row in read_traffic(last)]
+
+
+def test_later_writer_goes_on_counting(tmp_path):
+    write_log(tmp_path, make_row("a"))
+    write_log(tmp_path, make_row("b"))
+
+    assert ["a", "b"] == [row.request_id for row in read_traffic(tmp_path)]
+
+
+def test_full_disk_keeps_rows_for_the_next_try(tmp_path, fill_disk, monkeypatch):
+    writer = TrafficWriter(tmp_path, rotate_rows=2)
+    writer.append(make_row("a"))
+    with monkeypatch.context():
+        fill_disk("write")
+        with pytest.raises(DiskError, match="No space left"):
+            writer.append(make_row("b"))
+        left = list(tmp_path.iterdir())
+    monkeypatch.undo()
+    writer.append(make_row("c"))
+    writer.close()
+
+    assert [] == left
+    assert ["a", "b", "c"] == [row.request_id for row in read_traffic(tmp_path)]
+    assert 0 == writer.n_dropped
+
+
+def test_long_full_disk_drops_the_oldest_and_counts_them(tmp_path, fill_disk, monkeypatch):
+    writer = TrafficWriter(tmp_path, rotate_rows=1)
+    fill_disk("replace")
+    for number in range(6):
+        with pytest.raises(DiskError):
+            writer.append(make_row(str(number)))
+    monkeypatch.undo()
+    writer.close()
+
+    assert ["2", "3", "4", "5"] == [row.request_id for row in read_traffic(tmp_path)]
+    assert 2 == writer.n_dropped
+
+
+def test_rotation_needs_at_least_one_row(tmp_path):
+    with pytest.raises(ValueError, match="rotate_rows must be >= 1"):
+        TrafficWriter(tmp_path, rotate_rows=0)
+
+
+def test_folder_without_a_log_is_an_input_error(tmp_path):
+    with pytest.raises(InputFileError, match="holds no traffic log"):
+        read_traffic(tmp_path)
+
+
+def test_log_with_texts_reads_as_prompts_with_arrivals(tmp_path):
+    rows = [
+        make_row("b", text="Ho", at="2026-01-01T00:00:01.5+00:00"),
+        make_row("a", text="Hi"),
+        make_row("silent"),
+    ]
+    folder = write_log(tmp_path, *rows)
+    expected = [
+        Prompt(id="b", messages=(Message(role="user", content="Ho"),), domain="math", arrival_s=1.5),
+        Prompt(id="a", messages=(Message(role="user", content="Hi"),), domain="math", arrival_s=0.0),
+    ]
+
+    assert expected == read_prompts(folder)
+    assert expected == read_prompts(next(folder.iterdir()))
+
+
+def test_log_without_texts_names_the_setting(tmp_path):
+    with pytest.raises(InputFileError, match=r"gateway\.log_text: true"):
+        read_prompts(write_log(tmp_path, make_row()))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"messages_json": "["}, "row 1: cannot be read as a log's row"),
+        ({"messages_json": "[]"}, "row 1: messages: "),
+        ({"messages_json": "[1]", "received_at": "noon"}, "row 1: cannot be read as a log's row"),
+    ],
+)
+def test_malformed_row_of_a_log_is_named(tmp_path, change, expected):
+    with pytest.raises(InputFileError, match=rf"\.parquet: {expected}"):
+        read_prompts(write_log(tmp_path, replace(make_row(text="Hi"), **change)))
+
+
+def test_same_request_twice_is_refused_naming_both_files(tmp_path):
+    for _ in range(2):
+        write_log(tmp_path, make_row("r1", text="Hi"))
+
+    with pytest.raises(InputFileError, match=r"id 'r1' is already that of traffic-000001-.*\.parquet:1"):
+        read_prompts(tmp_path)
+
+
+def test_empty_log_file_is_an_input_error(tmp_path):
+    write_rows(tmp_path / "traffic-1-a.parquet", [], TRAFFIC_COLUMNS, artifact="traffic")
+
+    with pytest.raises(InputFileError, match="holds no rows"):
+        read_prompts(tmp_path)
