@@ -73,6 +73,8 @@ def fit_thresholds(
         output.print_json(as_document(policy, fitted.comparisons, out=out))
     else:
         show(policy, fitted.comparisons, out=out)
+    if fitted.n_left_out:
+        output.say(f"left out {fitted.n_left_out} prompts that lack a score on some tier")
 
 
 def as_document(policy: "Policy", comparisons: "Sequence[Comparison]", *, out: Path) -> dict[str, object]:

@@ -27,13 +27,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     # Piped output gets a fixed width: tables must not be cut to 80 columns.
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140).print(table)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(title, style="bold", markup=False)  # not the table's own title, which is cut to the table's width
+    console.print(table)
 
 
 class ProgressLine:

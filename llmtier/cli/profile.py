@@ -53,7 +53,7 @@ def profile(
     if path is None:
         raise UsageError(f"no evaluation set; give --evaluation FILE or set 'evaluation' in {config}")
     prompts = read_prompts(path)
-    check_evaluation(prompts)
+    check_evaluation(prompts, path=path)
     hardware = detect_hardware()
     tiers = choose_tiers(loaded, tier or [])
     wanted = [t for t in tiers if not (resume and is_profiled(t, loaded.profiles, hardware))]

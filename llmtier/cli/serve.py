@@ -10,7 +10,6 @@ import typer
 
 from llmtier.cli import output
 from llmtier.cli.options import DEFAULT_CONFIG, ConfigOption
-from llmtier.core.errors import InputFileError
 
 if TYPE_CHECKING:
     from llmtier.core.hardware import Hardware
@@ -65,11 +64,11 @@ def load_profiles(config: "Config", hardware: "Hardware") -> "dict[str, TierProf
     """Return the profiles of this machine; none is an answer, and makes every tier ineligible for routing."""
     from llmtier.store.profiles import read_profiles
 
-    try:
-        return read_profiles(config.profiles, hardware.slug)
-    except InputFileError as error:
-        output.say(f"no profiles: {error}")
+    folder = config.profiles / hardware.slug
+    if not folder.is_dir() or not any(folder.iterdir()):
+        output.say(f"no profiles of this machine in {folder}; run 'llmtier profile'")
         return {}
+    return read_profiles(config.profiles, hardware.slug)
 
 
 def choose_served(config: "Config", names: Sequence[str], policy: "Policy | None") -> "list[TierConfig]":

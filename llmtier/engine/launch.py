@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llmtier.core.errors import EngineRequestError, EngineStartError, PortInUseError
 from llmtier.core.tier import EngineIdentity
+from llmtier.engine.capability import explain_exit
 from llmtier.engine.client import EngineClient
 from llmtier.engine.process import EngineProcess, running_process
 from llmtier.engine.vllm_command import is_cpu_build, speed_environment, speed_flags, vllm_command, vllm_environment
@@ -24,6 +25,7 @@ from llmtier.engine.vllm_command import is_cpu_build, speed_environment, speed_f
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
+_N_CAUSE_LINES = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,10 +183,15 @@ async def _wait_until_ready(client: EngineClient, process: EngineProcess, spec: 
 
 
 def _death(process: EngineProcess, spec: EngineSpec, returncode: int) -> EngineStartError:
-    lines = process.last_lines()
     how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with exit code {returncode}"
+    # vLLM's server prints a traceback of its own after the core's: the cause stands further up, among
+    # INFO lines that repeat the whole configuration and so hold many a telling word.
+    lines = [line for line in process.last_lines(_N_CAUSE_LINES) if "INFO" not in line]
+    cause = explain_exit(returncode, lines)
     return EngineStartError(
-        f"tier {spec.tier}: the engine {how} while it started; see {process.log_path}, which ends:", last_lines=lines
+        f"tier {spec.tier}: the engine {how} while it started{f': {cause}' if cause else ''}; "
+        f"see {process.log_path}, which ends:",
+        last_lines=process.last_lines(),
     )
 
 

@@ -59,10 +59,11 @@ async def serving(app: AsgiApp) -> AsyncIterator[str]:
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, ws="none")
     server = _GuestServer(config)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(server.serve(sockets=[listener]))
-        try:
-            await server.is_listening.wait()
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.is_stopping.set()
+    running = asyncio.create_task(server.serve(sockets=[listener]))  # no task group: it would wrap the caller's error
+    try:
+        await server.is_listening.wait()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.is_stopping.set()
+        await running
+        listener.close()

@@ -117,7 +117,7 @@ async def running_tier(config: TierConfig, *, python: Path | None, log_dir: Path
         case EngineKind.OPENAI:
             yield await _remote(config)
         case EngineKind.MOCK:
-            settings = MockSettings.from_mapping(config.engine.mock or {})
+            settings = MockSettings.from_mapping({"model_name": config.served_name, **(config.engine.mock or {})})
             async with running_mock(settings) as base_url:
                 yield _describe(config, base_url=base_url, identity=EngineIdentity(name="mock"), context_tokens=None)
         case never:

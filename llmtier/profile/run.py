@@ -7,6 +7,7 @@ Reads an evaluation set and an engine behind a client; returns what
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmtier.core.errors import EngineRequestError, InputFileError, PlanError
 from llmtier.core.profile import LoadPoint, TierProfile
@@ -112,18 +113,20 @@ async def profile_tier(
     return TierMeasurement(profile=profile, requests=tuple(rows), items=tuple(items))
 
 
-def check_evaluation(evaluation: Sequence[Prompt]) -> None:
-    """Refuse an evaluation set that cannot be profiled with.
+def check_evaluation(evaluation: Sequence[Prompt], *, path: Path | None = None) -> None:
+    """Refuse an evaluation set that cannot be profiled with; ``path`` goes into the message.
 
     Raises:
         InputFileError: It is empty, a reference answer cannot be read, or a domain is named ``all``.
     """
     if not evaluation:
-        raise InputFileError("the evaluation set is empty; a profile needs at least one prompt")
+        raise InputFileError("the evaluation set is empty; a profile needs at least one prompt", path=path)
     for prompt in evaluation:
-        check_reference(prompt)
+        check_reference(prompt, path=path)
         if prompt.domain == ALL_DOMAINS:
-            raise InputFileError(f"prompt {prompt.id}: the domain 'all' means every prompt; name it otherwise")
+            raise InputFileError(
+                f"prompt {prompt.id}: the domain 'all' means every prompt; name it otherwise", path=path
+            )
     if all(prompt.answer is None for prompt in evaluation):
         logger.warning("no prompt of the evaluation set has an answer: the profile will hold no accuracy")
 

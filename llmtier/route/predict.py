@@ -9,7 +9,7 @@ proportionally, which is what a saturated closed loop does (Little's law).
 from collections.abc import Iterable, Mapping
 
 from llmtier.core.decision import MissReason, Offer
-from llmtier.core.profile import LoadPoint, TierProfile
+from llmtier.core.profile import TierProfile
 from llmtier.core.timing import predict_e2el_s
 
 
@@ -50,7 +50,7 @@ def predict(
         profile: What was measured.
         accuracy: P(correct | prompt, tier); ``None`` when unknown.
         n_in_flight: Requests now on the tier.
-        output_tokens: Expected length of the answer; ``None`` takes the profile's mean.
+        output_tokens: Expected length of the answer; ``None`` takes the lengths that were profiled.
         unusable: Why the profile cannot be believed, such as a stale digest.
         is_healthy: Whether the engine answers.
     """
@@ -58,10 +58,12 @@ def predict(
     points = profile.points
     ttft_s = interpolate([(point.concurrency, point.ttft_p95_s) for point in points], at)
     tpot_s = interpolate([(point.concurrency, point.tpot_p95_s) for point in points], at)
-    length = output_tokens if output_tokens is not None else _mean_output_tokens(points)
-    e2el_s = None
-    if ttft_s is not None and tpot_s is not None and length is not None:
-        e2el_s = predict_e2el_s(ttft_s=ttft_s, tpot_s=tpot_s, n_output_tokens=length)
+    if output_tokens is None:
+        e2el_s = interpolate([(point.concurrency, point.e2el_p95_s) for point in points], at)
+    elif ttft_s is None or tpot_s is None:
+        e2el_s = None
+    else:
+        e2el_s = predict_e2el_s(ttft_s=ttft_s, tpot_s=tpot_s, n_output_tokens=output_tokens)
     return Offer(
         tier=profile.tier,
         accuracy=accuracy,
@@ -97,8 +99,3 @@ def accuracy_need(
     if reference in probabilities:
         needs.append(max(probabilities[reference] - max_gap, 0.0))
     return max(needs, default=None)
-
-
-def _mean_output_tokens(points: tuple[LoadPoint, ...]) -> float | None:
-    known = [point.mean_output_tokens for point in points if point.mean_output_tokens is not None]
-    return sum(known) / len(known) if known else None

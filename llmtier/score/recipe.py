@@ -88,15 +88,12 @@ def as_matrix(values: Sequence[Sequence[float]] | Sequence[float], shape: tuple[
     """Return stored numbers as an array of ``shape``.
 
     Raises:
-        InputFileError: When they do not fill it or are not finite.
+        InputFileError: When they do not fill it.
     """
     try:
-        matrix = np.asarray(values, dtype=np.float64).reshape(shape)
+        return np.asarray(values, dtype=np.float64).reshape(shape)
     except ValueError as exc:
         raise InputFileError(f"not a scorer: numbers do not fill {shape}; run 'llmtier fit-thresholds'") from exc
-    if not bool(np.isfinite(matrix).all()):
-        raise InputFileError("not a scorer: a number is not finite; run 'llmtier fit-thresholds'")
-    return matrix
 
 
 def _fit_tier(design: Design, targets: Matrix) -> LogisticFit:

@@ -43,6 +43,7 @@ def option(name: str) -> str:
 def main() -> None:
     behaviour = os.environ.get("FAKE_VLLM", "serve")
     write(f"cores {sorted(os.sched_getaffinity(0))}")
+    write("INFO config: trust_remote_code=False")
     if behaviour == "die":
         for line in range(30):
             write(f"line {line}")

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from llmtier.core.errors import DiskError, EngineStartError, PortInUseError
+from llmtier.engine.capability import explain_exit
 from llmtier.engine.client import EngineClient
 from llmtier.engine.launch import EngineSpec, running_engine
 
@@ -109,6 +110,24 @@ async def test_death_by_signal_is_named(make_spec: MakeSpec, log_path: Path) -> 
     with pytest.raises(EngineStartError, match="killed by signal 9"):
         async with running_engine(make_spec("killed"), log_path=log_path):
             pass
+
+
+async def test_death_with_a_known_cause_says_what_to_do(make_spec: MakeSpec, log_path: Path) -> None:
+    with pytest.raises(EngineStartError) as caught:
+        async with running_engine(make_spec("killed"), log_path=log_path):
+            pass
+    cause = explain_exit(-9, ())
+
+    assert cause
+    assert cause in str(caught.value)
+
+
+async def test_configuration_in_the_log_is_no_cause(make_spec: MakeSpec, log_path: Path) -> None:
+    with pytest.raises(EngineStartError) as caught:
+        async with running_engine(make_spec("die"), log_path=log_path):
+            pass
+
+    assert "trust_remote_code" not in str(caught.value)
 
 
 async def test_last_lines_of_an_earlier_start_are_not_shown(make_spec: MakeSpec, log_path: Path) -> None:

@@ -21,7 +21,7 @@ def make_row(text, row_id="r", score=1.0):
 texts = st.lists(st.text("ab1 ", max_size=4), min_size=4, max_size=60)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(texts, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_split_depends_on_contents_and_seed_alone(drawn, seed, random):
     rows = [make_row(text, str(number), number % 2) for number, text in enumerate(drawn)]

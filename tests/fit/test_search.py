@@ -32,7 +32,7 @@ def sets_of(table):
     return [(table.reference,), table.tiers]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(tables(), unit)
 def test_arrays_route_every_row_as_decide_does(make_profile, table, gap):
     profiles = {tier: make_profile(tier, usd) for tier, usd in zip(table.tiers, table.usd.tolist(), strict=True)}
@@ -43,7 +43,7 @@ def test_arrays_route_every_row_as_decide_does(make_profile, table, gap):
     assert [rule.choose(row) for row in rows] == [table.tiers[column] for column in columns]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(tables(), unit, unit)
 def test_relaxing_the_loss_never_raises_cost(table, a, b):
     strict, relaxed = (
@@ -53,7 +53,7 @@ def test_relaxing_the_loss_never_raises_cost(table, a, b):
     assert relaxed.usd_per_request <= strict.usd_per_request
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(tables(), unit)
 def test_the_choice_keeps_the_limit_and_costs_no_more_than_the_reference(table, limit):
     found = find_cheapest(table, sets_of(table), max_loss=limit, confidence=0.95)
@@ -64,7 +64,7 @@ def test_the_choice_keeps_the_limit_and_costs_no_more_than_the_reference(table, 
     assert found.tiers == (table.reference,) or found.usd_per_request < table.usd.max()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(tables(min_tiers=2))
 def test_a_wider_gap_never_costs_more(table):
     walked = list(walk_gaps(table, confidence=0.95))
@@ -74,7 +74,7 @@ def test_a_wider_gap_never_costs_more(table):
     assert [candidate.gap for candidate in walked] == sorted({candidate.gap for candidate in walked})
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(tables())
 def test_gaps_lie_in_range_and_reach_the_widest_difference(table):
     column = table.tiers.index(table.reference)

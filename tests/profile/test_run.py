@@ -6,13 +6,16 @@ from dataclasses import replace
 import pytest
 
 from llmtier.core.errors import EngineRequestError, InputFileError, PlanError
+from llmtier.core.hardware import Hardware
 from llmtier.core.prompt import AnswerScorer
+from llmtier.core.provenance import Provenance
 from llmtier.core.tier import EngineIdentity
 from llmtier.engine.client import EngineClient
 from llmtier.engine.mock import running_mock
 from llmtier.engine.mock_settings import Fault, FaultKind, MockSettings
 from llmtier.profile.load import LoadSettings
 from llmtier.profile.run import AccuracyProgress, PointDone, PointStarted, TierFacts, check_evaluation, profile_tier
+from llmtier.store.profiles import read_items, read_profile, read_requests, write_profile
 
 FAST = MockSettings(alpha_s=0.0, beta_s_per_token=0.0, sequence_s=0.0, output_tokens=2)
 QUICK = LoadSettings(concurrency=(1, 3), requests_per_point=9, warmup_requests=2, max_tokens=8, stagger_s=0.0)
@@ -58,6 +61,26 @@ async def test_a_measurement_holds_every_request_point_and_item(labelled):
     assert profile.cost is not None
     assert 0.0 < profile.cost.usd_per_request < 0.05
     assert all(point.mean_output_tokens == 2 and point.mean_input_tokens == 2 for point in profile.points)
+
+
+@pytest.mark.anyio
+async def test_a_measurement_survives_being_stored(labelled, tmp_path):
+    hardware = Hardware(cpu_model="x", cpu_flags=(), n_cores=2, memory_bytes=1)
+    provenance = Provenance(llmtier_version="0", command=("llmtier",), created_at="2026-01-01", hardware=hardware)
+
+    measured = await measure(FAST, labelled)
+    folder = write_profile(
+        tmp_path,
+        hardware,
+        measured.profile,
+        requests=measured.requests,
+        items=measured.items,
+        provenance=provenance,
+    )
+
+    assert measured.profile == read_profile(folder)
+    assert list(measured.requests) == read_requests(folder)
+    assert list(measured.items) == read_items(folder)
 
 
 @pytest.mark.anyio

@@ -17,7 +17,7 @@ knots = st.lists(
 def make_point(concurrency, ttft_s, tpot_s=0.01, mean_output_tokens=11.0):
     return LoadPoint(
         concurrency=concurrency, n_ok=10, n_failed=0, duration_s=1.0, ttft_p50_s=ttft_s, ttft_p95_s=ttft_s,
-        tpot_p50_s=tpot_s, tpot_p95_s=tpot_s, itl_p50_s=None, itl_p95_s=None, e2el_p50_s=None, e2el_p95_s=None,
+        tpot_p50_s=tpot_s, tpot_p95_s=tpot_s, itl_p50_s=None, itl_p95_s=None, e2el_p50_s=None, e2el_p95_s=ttft_s * 2,
         mean_input_tokens=5.0, mean_output_tokens=mean_output_tokens,
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_predict_uses_the_load_after_this_request_joins():
     offer = predict(make_profile([make_point(1, 0.1), make_point(3, 0.3)]), accuracy=0.9, n_in_flight=1)
 
     assert 0.2 == pytest.approx(offer.ttft_s)
-    assert 0.2 + 10 * 0.01 == pytest.approx(offer.e2el_s)
+    assert 0.4 == pytest.approx(offer.e2el_s)  # as measured, for answers as long as the measured ones
     assert 128 == offer.context_tokens
 
 
@@ -90,3 +90,10 @@ def test_need_is_reference_less_gap_or_the_floor():
     assert 0.85 == accuracy_need({"ref": 0.9}, reference="ref", max_gap=0.1, floor=0.85)
     assert 0.0 == accuracy_need({"ref": 0.1}, reference="ref", max_gap=0.5)
     assert accuracy_need({}, reference="ref", max_gap=0.1) is None
+
+
+def test_a_known_length_is_priced_token_by_token():
+    profile = make_profile([make_point(1, 0.1)])
+
+    assert 0.1 + 20 * 0.01 == pytest.approx(predict(profile, accuracy=0.9, output_tokens=21).e2el_s)
+    assert predict(make_profile(), accuracy=0.9, output_tokens=21).e2el_s is None

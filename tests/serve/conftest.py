@@ -47,7 +47,7 @@ def make_profile():
             itl_p50_s=None,
             itl_p95_s=None,
             e2el_p50_s=None,
-            e2el_p95_s=None,
+            e2el_p95_s=None if ttft_s is None else ttft_s + 10 * tpot_s,
             mean_input_tokens=10.0,
             mean_output_tokens=11.0,
         )
