@@ -1,4 +1,4 @@
-# ruff: noqa: INP001 - a script, not a package
+
 """Re-make the lock files of the isolated environments (for maintainers; needs uv and a package index).
 
 Reads the requirements below and writes ``llmtier/engine/locks/<name>.txt``: one ``name==version`` per

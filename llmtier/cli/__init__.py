@@ -20,7 +20,7 @@ def main() -> None:
     from llmtier.cli.app import app
 
     try:
-        app()
+        app(prog_name="llmtier")
     except LlmtierError as error:
         report_error(error, stream=sys.stderr, is_json="--json" in sys.argv)
         sys.exit(error.exit_code)

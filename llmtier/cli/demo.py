@@ -40,7 +40,10 @@ def demo(
     ),
     is_json: JsonOption = False,
 ) -> None:
-    """Run quantize, profile, replay, fit, serve on the real vLLM. Example: llmtier demo."""
+    """Run quantize, profile, replay, fit, serve on the real vLLM.
+
+    Example: llmtier demo
+    """
     config = examples / "llmtier.yaml"
     if not config.exists():
         raise InputFileError("not found; run the demo in a clone of the llmtier repository", path=config)

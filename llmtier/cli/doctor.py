@@ -26,7 +26,10 @@ def doctor(
     exit_code: Annotated[int | None, typer.Option(help="Exit code of that engine, such as 139.")] = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Say what this machine can run and what to do next. Example: llmtier doctor -c llmtier.yaml."""
+    """Say what this machine can run and what to do next.
+
+    Example: llmtier doctor -c llmtier.yaml
+    """
     from llmtier.engine.capability import explain_exit
     from llmtier.engine.hardware import detect_hardware
 
@@ -72,12 +75,14 @@ def lint_tiers(config: "Config", hardware: "Hardware") -> list[tuple[str, "Findi
     for tier in config.tiers:
         if tier.engine.kind != "vllm":
             continue
-        capability = assess(tier.scheme, hardware)
+        capability = assess(tier.scheme, hardware, env=tier.engine.env)
         if not capability.loads:
             findings.append((tier.name, Finding(severity="error", message=f"{tier.scheme.value}: {capability.note}")))
         elif not capability.is_fast:
             findings.append((tier.name, Finding(severity="warning", message=f"{tier.scheme.value}: {capability.note}")))
-        findings += [(tier.name, finding) for finding in lint_engine_args(tier.engine.args, hardware)]
+        findings += [
+            (tier.name, finding) for finding in lint_engine_args(tier.engine.args, hardware, env=tier.engine.env)
+        ]
     return findings
 
 

@@ -21,7 +21,10 @@ def install(
     force: ForceOption = False,
     is_json: JsonOption = False,
 ) -> None:
-    """Make an environment from its lock file. Example: llmtier env install engine-cpu."""
+    """Make an environment from its lock file.
+
+    Example: llmtier env install engine-cpu
+    """
     environment = ensure_environment(parse_name(name), force=force)
     if is_json:
         output.print_json({"schema_version": 1, "name": environment.name.value, "python": str(environment.python)})
@@ -31,7 +34,10 @@ def install(
 
 @app.command("list")
 def list_all(is_json: JsonOption = False) -> None:
-    """Show which environments are installed. Example: llmtier env list."""
+    """Show which environments are installed.
+
+    Example: llmtier env list
+    """
     from llmtier.engine.environment import EnvironmentName, home_path, list_environments
 
     home = home_path(os.environ)

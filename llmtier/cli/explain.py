@@ -26,7 +26,10 @@ def explain(
     e2el_ms: Annotated[float | None, typer.Option(help="Highest end-to-end latency.", min=0)] = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Say why a prompt goes where it goes. Example: llmtier explain "What do 187 and 254 come to?"."""
+    """Say why a prompt goes where it goes.
+
+    Example: llmtier explain "What do 187 and 254 come to?"
+    """
     text = read_prompt(prompt)
     requirement = Requirement(
         accuracy=accuracy,

@@ -42,7 +42,10 @@ def fit_thresholds(
     seed: SeedOption = 0,
     is_json: JsonOption = False,
 ) -> None:
-    """Fit the router. Example: llmtier fit-thresholds outcomes.parquet --max-accuracy-loss 0.01 -o policy.json."""
+    """Fit the router.
+
+    Example: llmtier fit-thresholds outcomes.parquet --max-accuracy-loss 0.01 -o policy.json
+    """
     from llmtier.cli.provenance import digest_inputs, make_provenance
     from llmtier.engine.hardware import detect_hardware
     from llmtier.fit.run import fit_policy

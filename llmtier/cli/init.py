@@ -17,7 +17,10 @@ def init(
     path: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = DEFAULT_CONFIG,
     force: ForceOption = False,
 ) -> None:
-    """Write a commented llmtier.yaml. Example: llmtier init --model meta-llama/Llama-3.1-8B-Instruct."""
+    """Write a commented llmtier.yaml.
+
+    Example: llmtier init --model meta-llama/Llama-3.1-8B-Instruct
+    """
     from llmtier.engine.hardware import detect_hardware
     from llmtier.store.atomic import write_text
 

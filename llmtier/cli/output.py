@@ -22,14 +22,18 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+_NUMBER_STARTS = frozenset("0123456789-+$")
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to standard output; numbers (all columns but the first) are right-aligned."""
+    """Print a table to standard output; columns of numbers are right-aligned."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        is_number = all(row[index][:1] in _NUMBER_STARTS for row in rows)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     # Piped output gets a fixed width: tables must not be cut to 80 columns.

@@ -41,7 +41,10 @@ def profile(
     seed: SeedOption = 0,
     is_json: JsonOption = False,
 ) -> None:
-    """Measure latency, accuracy and cost of each tier. Example: llmtier profile -c llmtier.yaml --tier llama@awq."""
+    """Measure latency, accuracy and cost of each tier.
+
+    Example: llmtier profile -c llmtier.yaml --tier llama@awq
+    """
     from llmtier.cli.engines import choose_tiers
     from llmtier.engine.hardware import detect_hardware
     from llmtier.profile.run import check_evaluation

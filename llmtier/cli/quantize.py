@@ -36,7 +36,10 @@ def quantize(
     seed: SeedOption = 0,
     is_json: JsonOption = False,
 ) -> None:
-    """Quantize a model. Example: llmtier quantize models/llama --scheme awq --calibration calibration/support.jsonl."""
+    """Quantize a model.
+
+    Example: llmtier quantize models/llama --scheme awq --calibration calibration/support.jsonl
+    """
     from llmtier.cli.env import ensure_environment
     from llmtier.engine.environment import EnvironmentName
     from llmtier.quantize.job import QuantizeJob

@@ -34,7 +34,10 @@ def replay(
     force: ForceOption = False,
     is_json: JsonOption = False,
 ) -> None:
-    """Ask every tier the prompts of a log. Example: llmtier replay traffic.jsonl -o outcomes.parquet."""
+    """Ask every tier the prompts of a log.
+
+    Example: llmtier replay traffic.jsonl -o outcomes.parquet
+    """
     from llmtier.cli.engines import choose_tiers
     from llmtier.store.config import load_config
     from llmtier.store.prompts import read_prompts

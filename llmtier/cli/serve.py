@@ -33,7 +33,10 @@ def serve(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Serve a topology that the profiles do not cover.")] = False,
 ) -> None:
-    """Run the OpenAI-compatible gateway. Example: llmtier serve -c llmtier.yaml --port 8000."""
+    """Run the OpenAI-compatible gateway.
+
+    Example: llmtier serve -c llmtier.yaml --port 8000
+    """
     from llmtier.engine.hardware import detect_hardware
     from llmtier.serve.run import check_port, run_in_loop
     from llmtier.store.config import load_config

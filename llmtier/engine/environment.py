@@ -241,7 +241,7 @@ def build(lock: Lock, builder: Builder) -> Environment:
             python=builder.python,
             digest=lock.digest,
             versions=installed_versions(builder.path),
-            seconds=time.perf_counter() - started_s,
+            seconds=round(time.perf_counter() - started_s, 3),
         )
         write_marker(environment)
         is_finished = True
@@ -260,7 +260,7 @@ def write_marker(environment: Environment) -> None:
             "schema_version": MARKER_SCHEMA_VERSION,
             "name": environment.name.value,
             "digest": environment.digest,
-            "seconds": round(environment.seconds, 3),
+            "seconds": environment.seconds,
             "versions": dict(sorted(environment.versions.items())),
         },
     )
