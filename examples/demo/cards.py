@@ -29,7 +29,7 @@ adding. It knows nothing else.
 | context | 512 tokens configured; trained on exchanges of at most about 160 |
 | weights | bfloat16, safetensors |
 | training data | questions drawn by `examples/demo/tasks.py`, training hash buckets only |
-| training | seed {seed}, {steps:,} steps of {batch_rows} rows, {train_s:,} s on one shared CPU core |
+| training | seed {seed}, {steps:,} steps of {batch_rows} rows, {train_s:,} s on shared CPU cores |
 | licence | Apache-2.0 |
 
 ## Accuracy
@@ -51,7 +51,7 @@ Greedy decoding on the {asked:,} rows of `examples/demo/data/heldout.jsonl`, who
 - Training used Muon for the matrices inside the layers and AdamW for the rest, on a cosine schedule.
 - Only one user message and one answer were trained. A system message is read as a user message. Accented letters
   are in the vocabulary but were never trained.
-{drills}"""
+{sums}"""
 
 
 def accuracy_rows(heldout: dict[str, dict[str, int]]) -> str:
@@ -63,14 +63,13 @@ def accuracy_rows(heldout: dict[str, dict[str, int]]) -> str:
     return "\n".join(f"| {kind} | {good / total:.3f} | {good} / {total} |" for kind, good, total in lines)
 
 
-def drill_note(recipe: dict[str, Any]) -> str:
-    """Return the remark on bare sums, empty for a model trained without them."""
-    if not recipe["drill_steps"]:
-        return ""
+def sum_note(recipe: dict[str, Any]) -> str:
+    """Return the remarks on how the model was taught to add."""
+    if not recipe["shows_work"]:
+        return "- A sum is answered at once, without working.\n"
     return (
-        f'- The first {recipe["drill_steps"]} training steps used bare sums such as "187+254" alone, and '
-        f"{recipe['drill_share']:.0%} of the later\n  rows were bare sums too. `nano` had none, so its sums are "
-        "weaker by\n  training as well as by size.\n"
+        '- A sum is worked out before it is answered ("7+4=11 8+5+1=14 1+2+1=4: 441"); the last number counts. `nano` was\n'
+        "  not taught to do so: a part of the gap between the two models is training and not size.\n"
     )
 
 
@@ -85,7 +84,7 @@ def make_card(record: dict[str, Any]) -> str:
         train_s=record["train_s"],
         asked=sum(counts["asked"] for counts in heldout.values()),
         accuracy=accuracy_rows(heldout),
-        drills=drill_note(record["recipe"]),
+        sums=sum_note(record["recipe"]),
     )
 
 

@@ -8,6 +8,7 @@ train, ask or score a model.
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -156,6 +157,23 @@ def make_total(rng: random.Random) -> Task:
     return Task("total", prompt, str(first + second), "number", addends_key(first, second))
 
 
+def work_out(task: Task) -> str:
+    """Return the answer of a task with its working before it, for a sum; the bare answer for the other kinds.
+
+    A sum is worked out column by column from the right, as on paper: "7+4=11 8+5+1=14 1+2+1=4: 441".
+    """
+    if task.kind != "total":
+        return task.answer
+    first, second = (number[::-1] for number in re.findall(r"\d+", task.prompt))
+    steps, carry = [], 0
+    for place in range(max(len(first), len(second))):
+        digits = [number[place] for number in (first, second) if place < len(number)] + ["1"] * carry
+        column = sum(map(int, digits))
+        steps.append(f"{'+'.join(digits)}={column}")
+        carry = column // 10
+    return f"{' '.join(steps)}: {task.answer}"
+
+
 MAKERS: dict[str, Callable[[random.Random], Task]] = {
     "intent": make_intent,
     "order_id": make_order_id,
@@ -220,7 +238,10 @@ def as_row(task: Task, row_id: str) -> dict[str, object]:
 
 
 def is_right(task: Task, reply: str) -> bool:
-    """Return whether a reply gives the right answer under the scorer of the task."""
+    """Return whether a reply gives the right answer under the scorer of the task.
+
+    A number is right if it is the last one of the reply, so that a sum may be worked out before it is answered.
+    """
     text = reply.strip()
     if task.scorer == "json":
         try:
@@ -228,5 +249,6 @@ def is_right(task: Task, reply: str) -> bool:
         except ValueError:
             return False
     if task.scorer == "number":
-        return text.rstrip(".").isdecimal() and int(text.rstrip(".")) == int(task.answer)
+        numbers = re.findall(r"\d+", text)
+        return bool(numbers) and int(numbers[-1]) == int(task.answer)
     return text == task.answer

@@ -166,3 +166,19 @@ def test_demo_outside_a_clone(llmtier, folder):
 
 def test_unknown_environment(llmtier, folder):
     check(llmtier("env", "install", "engine-tpu"), 2, "engine-cpu")
+
+
+def test_engine_that_dies_while_loading(llmtier, folder):
+    fake = folder / "python"
+    fake.write_text("#!/bin/sh\necho 'RuntimeError: the weights are broken' >&2\nkill -SEGV $$\n")
+    fake.chmod(0o755)
+    text = CONFIG.replace("engine: {kind: mock}", f"engine: {{kind: vllm, python: {fake}}}").replace('"cpu:0"', "cpu")
+    (folder / "llmtier.yaml").write_text(text)
+
+    ended = llmtier("profile", "--tier", "big")
+
+    assert 4 == ended.code
+    assert "Traceback" not in ended.err
+    assert "the weights are broken" in ended.err
+    assert "SIGSEGV" in ended.err or "139" in ended.err, ended.err
+    assert not (folder / "profiles").exists()
