@@ -70,13 +70,21 @@ def parse_name(text: str) -> "EnvironmentName":
 
 def ensure_environment(name: "EnvironmentName", *, force: bool = False) -> "Environment":
     """Return the environment, installing it first when it is absent."""
-    from llmtier.engine.environment import find_environment, home_path, install_environment
+    from llmtier.engine.environment import find_environment, home_path, install_environment, lock_of
 
     home = home_path(os.environ)
     found = None if force else find_environment(name, home=home)
     if found is not None:
         return found
-    output.say(f"installing environment {name.value} (once; minutes)")
-    environment = install_environment(name, home=home, on_line=lambda line: output.say(f"  {line}"), force=force)
+    output.say(f"installing environment {name.value} into {home} (once; minutes)")
+    with output.progress(f"packages of {name.value}", len(lock_of(name).pins)) as line:
+
+        def tell(text: str) -> None:
+            if text.startswith(("Collecting ", "Processing ", "Requirement already satisfied")):  # pip, one a package
+                line.advance()
+            elif text[:1].islower():  # our own steps; the rest of pip's chatter helps nobody
+                output.say(f"  {text}")
+
+        environment = install_environment(name, home=home, on_line=tell, force=force)
     output.say(f"installed {name.value} in {environment.seconds:.0f} s")
     return environment

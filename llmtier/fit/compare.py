@@ -4,7 +4,6 @@ Reads labelled rows and where the policy sent them; returns a small table for pe
 the controls spend exactly what the policy spends, with its shares of the tiers.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,44 +28,47 @@ class Comparison:
     usd_per_request: float
 
 
-def compare(rows: Rows, routed: Routed, *, usd: Mapping[str, float]) -> tuple[Comparison, ...]:
+def compare(rows: Rows, routed: Routed) -> tuple[Comparison, ...]:
     """Return single tiers by ascending cost, the policy, ``random``, ``length`` and the oracle.
 
     ``random`` is the expectation of sending prompts at random with the policy's shares;
     ``length`` sends the shortest prompts to the cheapest tier, with the same shares; the oracle
-    sends each prompt to the cheapest tier that scores no less than the reference.
+    sends each prompt to its cheapest tier among those that score no less than the reference.
     """
-    by_cost = sorted(rows.tiers, key=lambda tier: (usd[tier], tier))
-    singles = [
-        Comparison(name=tier, accuracy=float(rows.scores_of(tier).mean()), usd_per_request=usd[tier])
-        for tier in by_cost
-    ]
-    mean_usd = float(routed.usd.mean())
-    at_random = sum(routed.share(tier) * float(rows.scores_of(tier).mean()) for tier in by_cost)
-    by_length = _scores_by_length(rows, routed, by_cost)
+    by_cost = sorted(rows.tiers, key=lambda tier: (float(rows.usd_of(tier).mean()), tier))
+    singles = {tier: _pick(tier, rows, np.full(len(rows), rows.tiers.index(tier))) for tier in by_cost}
     return (
-        *singles,
-        Comparison(name="policy", accuracy=float(routed.scores.mean()), usd_per_request=mean_usd),
-        Comparison(name="random", accuracy=at_random, usd_per_request=mean_usd),
-        Comparison(name="length", accuracy=float(by_length.mean()), usd_per_request=mean_usd),
-        _oracle(rows, by_cost, routed.reference, usd),
+        *singles.values(),
+        Comparison(name="policy", accuracy=float(routed.scores.mean()), usd_per_request=float(routed.usd.mean())),
+        Comparison(
+            name="random",
+            accuracy=sum(routed.share(tier) * single.accuracy for tier, single in singles.items()),
+            usd_per_request=sum(routed.share(tier) * single.usd_per_request for tier, single in singles.items()),
+        ),
+        _pick("length", rows, _by_length(rows, routed, by_cost)),
+        _pick("oracle", rows, _best(rows, routed.reference)),
     )
 
 
-def _scores_by_length(rows: Rows, routed: Routed, by_cost: list[str]) -> NDArray[np.float64]:
-    tiers = sorted(routed.tiers, key=by_cost.index)
-    lengths = [len(item.prompt.last_user_text) for item in rows.labelled]
-    shortest_first = np.argsort(lengths, kind="stable").tolist()
-    chosen = zip(shortest_first, tiers, strict=True)
-    return np.array([rows.labelled[row].scores[tier] for row, tier in chosen], dtype=np.float64)
-
-
-def _oracle(rows: Rows, by_cost: list[str], reference: str, usd: Mapping[str, float]) -> Comparison:
-    scores = np.stack([rows.scores_of(tier) for tier in by_cost], axis=1)
-    chosen = np.argmax(scores >= rows.scores_of(reference)[:, np.newaxis], axis=1)
-    prices = np.array([usd[tier] for tier in by_cost])
+def _pick(name: str, rows: Rows, columns: NDArray[np.intp]) -> Comparison:
+    """Return how the rows do when each goes to the tier of its column."""
+    places = (np.arange(len(rows)), columns)
     return Comparison(
-        name="oracle",
-        accuracy=float(scores[np.arange(len(rows)), chosen].mean()),
-        usd_per_request=float(prices[chosen].mean()),
+        name=name, accuracy=float(rows.scores[places].mean()), usd_per_request=float(rows.usd[places].mean())
     )
+
+
+def _by_length(rows: Rows, routed: Routed, by_cost: list[str]) -> NDArray[np.intp]:
+    """Return the columns when the shortest prompts go to the cheapest tier, with the policy's shares."""
+    lengths = [len(item.prompt.last_user_text) for item in rows.labelled]
+    columns = np.empty(len(rows), dtype=np.intp)
+    columns[np.argsort(lengths, kind="stable")] = [
+        rows.tiers.index(tier) for tier in sorted(routed.tiers, key=by_cost.index)
+    ]
+    return columns
+
+
+def _best(rows: Rows, reference: str) -> NDArray[np.intp]:
+    """Return the cheapest column of each row that scores no less than the reference."""
+    is_good = rows.scores >= rows.scores_of(reference)[:, np.newaxis]
+    return np.asarray(np.argmin(np.where(is_good, rows.usd, np.inf), axis=1), dtype=np.intp)

@@ -54,7 +54,7 @@ class Routed:
         tiers: Name of the tier of each row.
         scores: What the row scored there, shape (n,).
         reference_scores: What it would have scored on the reference, shape (n,).
-        usd: What it cost, shape (n,).
+        usd: What it cost there, shape (n,); likewise ``reference_usd``.
     """
 
     reference: str
@@ -62,28 +62,28 @@ class Routed:
     scores: NDArray[np.float64]
     reference_scores: NDArray[np.float64]
     usd: NDArray[np.float64]
+    reference_usd: NDArray[np.float64]
 
     def share(self, tier: str) -> float:
         """Return the share of rows that went to ``tier``."""
         return self.tiers.count(tier) / len(self.tiers)
 
 
-def route_rows(
-    rule: Rule, rows: Rows, probabilities: Sequence[Mapping[str, float]], usd: Mapping[str, float]
-) -> Routed:
-    """Route every row; ``usd`` is each tier's cost of a request."""
+def route_rows(rule: Rule, rows: Rows, probabilities: Sequence[Mapping[str, float]]) -> Routed:
+    """Route every row."""
     tiers = tuple(rule.choose(row) for row in probabilities)
-    scores = [item.scores[tier] for item, tier in zip(rows.labelled, tiers, strict=True)]
+    places = (np.arange(len(rows)), np.array([rows.tiers.index(tier) for tier in tiers], dtype=np.intp))
     return Routed(
         reference=rule.reference,
         tiers=tiers,
-        scores=np.array(scores, dtype=np.float64),
+        scores=rows.scores[places],
+        usd=rows.usd[places],
         reference_scores=rows.scores_of(rule.reference),
-        usd=np.array([usd[tier] for tier in tiers], dtype=np.float64),
+        reference_usd=rows.usd_of(rule.reference),
     )
 
 
-def summarise(routed: Routed, *, reference_usd: float, n_fit: int, confidence: float, method: str) -> Judgement:
+def summarise(routed: Routed, *, n_fit: int, confidence: float, method: str) -> Judgement:
     """Return accuracy, loss and cost with bounds."""
     losses = routed.reference_scores - routed.scores
     n = len(routed.tiers)
@@ -99,7 +99,7 @@ def summarise(routed: Routed, *, reference_usd: float, n_fit: int, confidence: f
             nothing_moved if routed.share(routed.reference) == 1.0 else paired_interval(losses, confidence=confidence)
         ),
         usd_per_request=float(routed.usd.mean()),
-        reference_usd_per_request=reference_usd,
+        reference_usd_per_request=float(routed.reference_usd.mean()),
         method=method,
     )
 

@@ -5,14 +5,16 @@ Scores nothing and chooses nothing.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmtier.core.errors import InputFileError
+from llmtier.core.profile import TierProfile
 from llmtier.core.prompt import LabelledPrompt
+from llmtier.route.predict import request_usd
 from llmtier.score.scorer import score_matrix, text_digest
 
 FIT_SHARE = 0.7
@@ -28,11 +30,13 @@ class Rows:
         labelled: The rows.
         tiers: Names of the columns of ``scores``.
         scores: Shape (n, n_tiers), each in [0, 1].
+        usd: What each row cost, or would have cost, on each tier, shape (n, n_tiers).
     """
 
     labelled: tuple[LabelledPrompt, ...]
     tiers: tuple[str, ...]
     scores: NDArray[np.float64]
+    usd: NDArray[np.float64]
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -42,9 +46,18 @@ class Rows:
         """Return one tier's scores, shape (n,)."""
         return self.scores[:, self.tiers.index(tier)]
 
+    def usd_of(self, tier: str) -> NDArray[np.float64]:
+        """Return one tier's costs, shape (n,)."""
+        return self.usd[:, self.tiers.index(tier)]
 
-def select_rows(labelled: Sequence[LabelledPrompt], tiers: Sequence[str]) -> tuple[Rows, int]:
+
+def select_rows(
+    labelled: Sequence[LabelledPrompt], tiers: Sequence[str], profiles: Mapping[str, TierProfile]
+) -> tuple[Rows, int]:
     """Return the rows with a score on every tier, and how many were left out for want of one.
+
+    A row's cost on a tier is that of the output tokens it had there, where the outcomes tell them, else the
+    profile's mean: hard prompts often have longer answers, so means would flatter the routing.
 
     Raises:
         InputFileError: When nothing is labelled, or too few rows are complete.
@@ -61,12 +74,14 @@ def select_rows(labelled: Sequence[LabelledPrompt], tiers: Sequence[str]) -> tup
             f"{len(complete)} prompts have a score on every tier, at least {MIN_ROWS} are needed "
             f"(scored by tier: {counts}); score more with 'llmtier replay'"
         )
-    return make_rows(complete, tiers), len(labelled) - len(complete)
+    return make_rows(complete, tiers, profiles), len(labelled) - len(complete)
 
 
-def make_rows(labelled: Sequence[LabelledPrompt], tiers: Sequence[str]) -> Rows:
-    """Return complete rows as a table."""
-    return Rows(labelled=tuple(labelled), tiers=tuple(tiers), scores=score_matrix(labelled, tiers))
+def make_rows(labelled: Sequence[LabelledPrompt], tiers: Sequence[str], profiles: Mapping[str, TierProfile]) -> Rows:
+    """Return complete rows as a table; every profile has a cost."""
+    costs = [[request_usd(profiles[tier], item.output_tokens.get(tier)) for tier in tiers] for item in labelled]
+    usd = np.array(costs, dtype=np.float64).reshape(len(labelled), len(tiers))
+    return Rows(labelled=tuple(labelled), tiers=tuple(tiers), scores=score_matrix(labelled, tiers), usd=usd)
 
 
 def split_rows(rows: Rows, *, seed: int) -> tuple[Rows, Rows]:
@@ -85,8 +100,13 @@ def split_rows(rows: Rows, *, seed: int) -> tuple[Rows, Rows]:
             f"all {len(rows)} prompts are the same but for digits and spaces; a fit needs different ones"
         )
     cut = min(borders, key=lambda place: abs(place - cut))
-    ordered = [rows.labelled[row] for row in order]
-    return make_rows(ordered[:cut], rows.tiers), make_rows(ordered[cut:], rows.tiers)
+    return _take(rows, order[:cut]), _take(rows, order[cut:])
+
+
+def _take(rows: Rows, places: Sequence[int]) -> Rows:
+    labelled = tuple(rows.labelled[place] for place in places)
+    index = np.array(places, dtype=np.intp)
+    return Rows(labelled=labelled, tiers=rows.tiers, scores=rows.scores[index], usd=rows.usd[index])
 
 
 def normalise(text: str) -> str:

@@ -93,7 +93,7 @@ def fit_policy(  # noqa: PLR0913  # the command's options are its parameters
     _check_range(max_accuracy_loss, confidence)
     usd = find_costs(tiers if tiers is not None else _scored_tiers(labelled), profiles)
     by_cost = tuple(sorted(usd, key=lambda tier: (usd[tier], tier)))
-    rows, n_left_out = select_rows(labelled, by_cost)
+    rows, n_left_out = select_rows(labelled, by_cost, profiles)
     fit_rows, judge_rows = split_rows(rows, seed=seed)
     search = _Search(
         profiles={tier: profiles[tier] for tier in by_cost},
@@ -162,7 +162,7 @@ def _find_reference(reference: str | None, rows: Rows, usd: Mapping[str, float])
 def _search(search: _Search, rows: Rows, out_of_fold: NDArray[np.float64]) -> Candidate:
     table = FitTable(
         tiers=rows.tiers,
-        usd=np.array([search.usd[tier] for tier in rows.tiers]),
+        usd=rows.usd,
         probabilities=out_of_fold,
         scores=rows.scores,
         reference=search.reference,
@@ -181,7 +181,7 @@ def _judge(
         fallback=search.fallback,
     )
     probabilities = [scorer.probabilities(item.prompt) for item in rows.labelled]
-    routed = route_rows(rule, rows, probabilities, search.usd)
+    routed = route_rows(rule, rows, probabilities)
     policy = Policy(
         tiers=describe_tiers(rule, rows, routed, search.usd),
         reference=search.reference,
@@ -193,11 +193,10 @@ def _judge(
         fallback=search.fallback,
         judgement=summarise(
             routed,
-            reference_usd=search.usd[search.reference],
             n_fit=n_fit,
             confidence=search.confidence,
             method=describe_method(max_loss=search.max_loss, confidence=search.confidence),
         ),
         inputs=dict(inputs),
     )
-    return policy, compare(rows, routed, usd=search.usd)
+    return policy, compare(rows, routed)

@@ -25,8 +25,8 @@ class FitTable:
     """What the search reads: one row a prompt, one column a tier.
 
     Attributes:
-        tiers: Names of the columns, ascending by (cost, name), the order ``decide`` takes them in.
-        usd: Cost of a request on each, shape (n_tiers,).
+        tiers: Names of the columns, ascending by (mean cost, name), the order ``decide`` takes them in.
+        usd: Cost of each row on each tier, shape (n, n_tiers).
         probabilities: P(correct), out of fold, shape (n, n_tiers).
         scores: In [0, 1], shape (n, n_tiers).
         reference: One of ``tiers``.
@@ -44,7 +44,7 @@ class FitTable:
         columns = [column for column, tier in enumerate(self.tiers) if tier in wanted]
         return FitTable(
             tiers=tuple(self.tiers[column] for column in columns),
-            usd=self.usd[columns],
+            usd=self.usd[:, columns],
             probabilities=self.probabilities[:, columns],
             scores=self.scores[:, columns],
             reference=self.reference,
@@ -86,7 +86,7 @@ def find_cheapest(table: FitTable, sets: Iterable[tuple[str, ...]], *, max_loss:
     Equal costs go to fewer tiers, then to the smaller gap.
     """
     alone = table.only((table.reference,))
-    fallback = Candidate(tiers=alone.tiers, gap=0.0, usd_per_request=float(alone.usd[0]), loss_bound=0.0)
+    fallback = Candidate(tiers=alone.tiers, gap=0.0, usd_per_request=float(alone.usd.mean()), loss_bound=0.0)
     found = [
         candidate
         for tiers in sets
@@ -107,7 +107,7 @@ def walk_gaps(table: FitTable, *, confidence: float) -> Iterator[Candidate]:
         yield Candidate(
             tiers=table.tiers,
             gap=gap,
-            usd_per_request=float(table.usd[columns].mean()),
+            usd_per_request=float(table.usd[rows, columns].mean()),
             loss_bound=upper_mean_bound(losses, confidence=confidence),
         )
 

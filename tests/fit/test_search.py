@@ -21,7 +21,7 @@ def tables(draw, min_tiers=1):
     cells = arrays(np.float64, (n_rows, n_tiers), elements=unit)
     return FitTable(
         tiers=tuple(names),
-        usd=np.array(usd),
+        usd=np.tile(usd, (n_rows, 1)),
         probabilities=draw(cells),
         scores=np.round(draw(cells)),
         reference=draw(st.sampled_from(names)),
@@ -35,7 +35,7 @@ def sets_of(table):
 @settings(deadline=None, max_examples=50)
 @given(tables(), unit)
 def test_arrays_route_every_row_as_decide_does(make_profile, table, gap):
-    profiles = {tier: make_profile(tier, usd) for tier, usd in zip(table.tiers, table.usd.tolist(), strict=True)}
+    profiles = {tier: make_profile(tier, usd) for tier, usd in zip(table.tiers, table.usd[0].tolist(), strict=True)}
     rule = Rule(profiles=profiles, reference=table.reference, gap=gap, fallback=Fallback.MOST_ACCURATE)
     columns = choose_columns(table.probabilities, table.tiers.index(table.reference), gap)
     rows = [dict(zip(table.tiers, row, strict=True)) for row in table.probabilities.tolist()]
@@ -59,7 +59,7 @@ def test_the_choice_keeps_the_limit_and_costs_no_more_than_the_reference(table, 
     found = find_cheapest(table, sets_of(table), max_loss=limit, confidence=0.95)
 
     assert found.loss_bound <= limit
-    assert found.usd_per_request <= table.usd[table.tiers.index(table.reference)]
+    assert found.usd_per_request <= table.usd[0, table.tiers.index(table.reference)]
     assert table.reference in found.tiers
     assert found.tiers == (table.reference,) or found.usd_per_request < table.usd.max()
 
@@ -88,7 +88,7 @@ def test_gaps_lie_in_range_and_reach_the_widest_difference(table):
 def test_no_loss_in_few_rows_certifies_nothing():
     """Twenty rows without a loss say little about one loss in a hundred."""
     table = FitTable(
-        tiers=("cheap", "dear"), usd=np.array([1.0, 10.0]), probabilities=np.full((20, 2), 0.9),
+        tiers=("cheap", "dear"), usd=np.tile([1.0, 10.0], (20, 1)), probabilities=np.full((20, 2), 0.9),
         scores=np.ones((20, 2)), reference="dear",
     )  # fmt: skip
     found = find_cheapest(table, sets_of(table), max_loss=0.01, confidence=0.95)

@@ -26,7 +26,11 @@ def test_node_client_asks_and_streams(gateway_url, tmp_path):
     if shutil.which("npm") is None:
         pytest.skip("needs node and npm: apt-get install nodejs npm")
     install = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "openai@4"], cwd=tmp_path, capture_output=True, text=True, check=False
+        ["npm", "install", "--no-audit", "--no-fund", "openai@4"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if install.returncode != 0:
         pytest.skip(f"npm could not install openai: {install.stderr[-200:]}")

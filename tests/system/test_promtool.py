@@ -14,7 +14,10 @@ def find_promtool():
     """Return promtool, installing Debian's package where that is allowed."""
     if shutil.which("promtool") is None and shutil.which("apt-get") is not None and os.geteuid() == 0:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"]):
+        for command in (
+            ["apt-get", "update", "-qq"],
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "prometheus"],
+        ):
             subprocess.run(command, capture_output=True, env=environment, check=False)
     return shutil.which("promtool")
 
