@@ -1,4 +1,3 @@
-
 """Re-make the lock files of the isolated environments (for maintainers; needs uv and a package index).
 
 Reads the requirements below and writes ``llmtier/engine/locks/<name>.txt``: one ``name==version`` per

@@ -4,6 +4,7 @@ Pydantic models, frozen, unknown keys refused. ``config`` reads the file and say
 lies; nothing here touches the disk except to tell a model's folder from a hub id.
 """
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -34,7 +35,7 @@ def _folder(info: ValidationInfo) -> Path:
 
 
 def _resolve(path: Path, info: ValidationInfo) -> Path:
-    return (_folder(info) / _expand_home(path)).absolute()
+    return Path(os.path.normpath((_folder(info) / _expand_home(path)).absolute()))  # the same file, shorter to read
 
 
 def _expand_home(path: Path) -> Path:
