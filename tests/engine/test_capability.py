@@ -152,11 +152,10 @@ def test_each_rule_finds_its_case(args, hardware, expected):
     assert found.startswith(expected)
 
 
-def test_unbounded_cpu_cache_is_found_only_when_the_environment_is_known():
+def test_small_default_cpu_cache_is_mentioned_only_when_the_environment_is_known():
     assert messages({}, cpu(*ZEN4)) == []
     assert messages({"kv_cache_memory_bytes": 2**30}, cpu(*ZEN4), env={}) == []
-    assert "takes up to 92% of a NUMA node's RAM" in messages({}, cpu(*ZEN4), env={})[0]
-    assert "takes up to 30%" in messages({"gpu_memory_utilization": 0.3}, cpu(*ZEN4), env={})[0]
+    assert "1 GiB of KV cache" in messages({}, cpu(*ZEN4), env={})[0]
 
 
 def test_errors_come_before_warnings():

@@ -10,8 +10,6 @@ from typing import Literal
 
 from llmtier.core.hardware import Hardware
 
-UTILIZATION_DEFAULT = 0.92  # vllm/config/cache.py
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
@@ -109,10 +107,9 @@ def lint_cpu_cache(plan: Plan) -> Iterator[Finding]:
         return
     if "kv_cache_memory_bytes" in plan.args:
         return
-    share = plan.number("gpu_memory_utilization") or UTILIZATION_DEFAULT
     yield warning(
-        f"VLLM_CPU_KVCACHE_SPACE is not set: the KV cache takes up to {share:.0%} of a NUMA node's RAM and the start "
-        "fails when that is not free; set it to whole GiB, such as 1"
+        "VLLM_CPU_KVCACHE_SPACE is not set in engine.env: llmtier starts the engine with 1 GiB of KV cache; "
+        "set it to whole GiB for long prompts or many requests at once"
     )
 
 
