@@ -92,7 +92,7 @@ class _Plan:
 
 @asynccontextmanager
 async def running_engine(spec: EngineSpec, *, log_path: Path) -> AsyncIterator[RunningEngine]:
-    """Run an engine while the context lasts; enters when it answers, leaves no process behind.
+    """Run an engine while the context lasts; enters when it has answered a first token, leaves no process behind.
 
     Args:
         spec: What to start.
@@ -101,7 +101,7 @@ async def running_engine(spec: EngineSpec, *, log_path: Path) -> AsyncIterator[R
     Raises:
         ConfigError: ``spec.args`` names an argument that llmtier sets.
         PortInUseError: Somebody listens on ``spec.port``.
-        EngineStartError: It died while loading, or was not ready in time; holds its last lines.
+        EngineStartError: It died while loading or at its first answer, or was not ready in time; holds its last lines.
         DiskError: The log cannot be written.
     """
     plan = _plan(spec)
@@ -116,6 +116,7 @@ async def running_engine(spec: EngineSpec, *, log_path: Path) -> AsyncIterator[R
         async with EngineClient(plan.base_url, model_name=spec.tier) as client:
             await _wait_until_ready(client, process, spec)
             engine = await _describe(client, process, spec, plan)
+            await _ask_one_token(client, process, spec)
         ready_s = round(time.perf_counter() - began_s, 3)
         logger.info("engine ready", extra={"tier": spec.tier, "url": engine.base_url, "seconds": ready_s})
         yield engine
@@ -193,6 +194,22 @@ def _death(process: EngineProcess, spec: EngineSpec, returncode: int) -> EngineS
         f"see {process.log_path}, which ends:",
         last_lines=process.last_lines(),
     )
+
+
+async def _ask_one_token(client: EngineClient, process: EngineProcess, spec: EngineSpec) -> None:
+    """Ask for one token: kernels that the machine lacks show only then, while ``/health`` is green.
+
+    vLLM 0.32 on CPU loads a model of head size 16, says it is healthy, and dies at the first request.
+    """
+    try:
+        await client.stream_completion("1", max_tokens=1)
+    except EngineRequestError as error:
+        lines = await asyncio.to_thread(process.last_lines)
+        raise EngineStartError(
+            f"tier {spec.tier}: the engine loaded, but its first answer failed ({error}); see {process.log_path}, "
+            "which ends:",
+            last_lines=lines,
+        ) from error
 
 
 async def _describe(client: EngineClient, process: EngineProcess, spec: EngineSpec, plan: _Plan) -> RunningEngine:

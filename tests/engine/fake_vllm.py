@@ -17,7 +17,7 @@ STUBBORN = (
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the three pages that a launch reads."""
+    """Answers the three pages that a launch reads, and one completion."""
 
     def do_GET(self) -> None:
         card = {"id": option("--served-model-name"), "max_model_len": 512}
@@ -27,6 +27,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        if os.environ.get("FAKE_VLLM") == "dies_on_request":
+            write("ValueError: Unsupported CPU attention configuration: head_dim=16")
+            os._exit(1)
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        chunk = {"choices": [{"index": 0, "text": "a", "finish_reason": "length"}]}
+        self.wfile.write(f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode())
 
     def log_request(self, *_: object) -> None:  # type: ignore[explicit-override]  # typing_extensions is not there
         """Be silent."""

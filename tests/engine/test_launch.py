@@ -139,6 +139,15 @@ async def test_last_lines_of_an_earlier_start_are_not_shown(make_spec: MakeSpec,
     assert "an old story" not in caught.value.last_lines
 
 
+async def test_engine_that_loads_but_dies_at_its_first_answer_is_not_ready(make_spec: MakeSpec, log_path: Path) -> None:
+    """vLLM says it is healthy with a head size its CPU kernels lack, and dies at the first request."""
+    with pytest.raises(EngineStartError, match="first answer") as caught:
+        async with running_engine(make_spec("dies_on_request"), log_path=log_path):
+            pytest.fail("must not be ready")
+
+    assert "head_dim=16" in str(caught.value)
+
+
 async def test_engine_that_is_never_ready_is_stopped_at_its_deadline(make_spec: MakeSpec, log_path: Path) -> None:
     with pytest.raises(EngineStartError, match=r"not ready within 0\.3 s; raise engine\.start_timeout_s"):
         async with running_engine(make_spec("never_ready", start_timeout_s=0.3), log_path=log_path):
