@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 REFERENCE = "mini@bf16"
 MODELS = ("mini", "nano")
-BUILD = Path("build/demo")
 MAX_ACCURACY_LOSS = 0.01
 READY_TIMEOUT_S = 600.0
 
@@ -48,21 +47,29 @@ def demo(
     if not config.exists():
         raise InputFileError("not found; run the demo in a clone of the llmtier repository", path=config)
     started_s = time.perf_counter()
-    prepare_policy(examples, config)
+    prepare_policy(examples, config, build=find_build(config))
     answers = serve_and_ask(examples, config)
     summarize(config, answers, is_json=is_json, seconds=time.perf_counter() - started_s)
 
 
-def prepare_policy(examples: Path, config: Path) -> None:
+def find_build(config: Path) -> Path:
+    """Return the folder that the demo's configuration reads its results from."""
+    from llmtier.store.config import load_config
+
+    folder = load_config(config).profiles.parent
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def prepare_policy(examples: Path, config: Path, *, build: Path) -> None:
     """Run the stages before serving."""
     for model in MODELS:
-        run_stage("quantize", examples / "models" / model, "--scheme", "int8", "-o", BUILD / "models")
+        run_stage("quantize", examples / "models" / model, "--scheme", "int8", "-o", build / "models")
     run_stage("profile", "-c", config)
-    outcomes = BUILD / "outcomes.parquet"
+    outcomes = build / "outcomes.parquet"
     run_stage("replay", examples / "data" / "traffic.jsonl", "-c", config, "-o", outcomes, "--force")
-    policy = BUILD / "policy.json"
+    policy = build / "policy.json"
     limits = ("--reference", REFERENCE, "--max-accuracy-loss", MAX_ACCURACY_LOSS)
-    run_stage("fit-thresholds", outcomes, "--profiles", BUILD / "profiles", *limits, "-o", policy, "--force")
+    run_stage("fit-thresholds", outcomes, "--profiles", build / "profiles", *limits, "-o", policy, "--force")
 
 
 def run_stage(*words: object) -> None:
@@ -165,12 +172,13 @@ def summarize(config: Path, answers: "Sequence[Answer]", *, is_json: bool, secon
     loaded = load_config(config)
     profiles = read_profiles(loaded.profiles, hardware.slug)
     summary = demo_summary.build(answers, profiles, hardware=hardware, reference=REFERENCE)
-    write_json(BUILD / "summary.json", summary)
+    target = loaded.profiles.parent / "summary.json"
+    write_json(target, summary)
     if is_json:
         output.print_json(summary)
     else:
         demo_summary.show(summary)
-    output.say(f"\nthe whole loop took {seconds / 60:.1f} min; figures in {BUILD / 'summary.json'}")
+    output.say(f"\nthe whole loop took {seconds / 60:.1f} min; figures in {target}")
     verdict = demo_summary.judge(summary)
     if verdict is not None:
         raise NegativeAnswerError(verdict)

@@ -1,7 +1,7 @@
 """``llmtier explain``: why a prompt goes where it goes, tier by tier, on an idle system."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,7 @@ def explain(
         accuracy=accuracy,
         ttft_s=None if ttft_ms is None else ttft_ms / 1000,
         e2el_s=None if e2el_ms is None else e2el_ms / 1000,
-    )
+    )  # what is not given comes from the configuration's slo, as in the gateway
     choice, probabilities = decide(text, config=config, domain=domain, requirement=requirement)
     if is_json:
         output.print_json(as_document(choice, probabilities))
@@ -79,7 +79,8 @@ def decide(
     question = Prompt(id="explain", messages=(Message(role="user", content=text),), domain=domain)
     probabilities = dict(scorer.probabilities(question))
     states = {tier.name: TierState(name=tier.name, profile=profiles.get(tier.name)) for tier in policy.tiers}
-    needs = Needs(requirement=requirement, domain=domain)
+    given = {name: value for name, value in asdict(requirement).items() if value is not None}
+    needs = Needs(requirement=replace(loaded.slo.to_requirement(), **given), domain=domain)
     asked = Question(model="auto", needs=needs, probabilities=probabilities)
     return choose(asked, states, policy=policy, default_tier=None), probabilities
 

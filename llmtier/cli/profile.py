@@ -59,7 +59,10 @@ def profile(
     check_evaluation(prompts, path=path)
     hardware = detect_hardware()
     tiers = choose_tiers(loaded, tier or [])
-    wanted = [t for t in tiers if not (resume and is_profiled(t, loaded.profiles, hardware))]
+    tenants = {t.name: find_co_tenants(t, tiers) if together else () for t in tiers}
+    is_done = {t.name: resume and is_profiled(t, tenants[t.name], loaded.profiles, hardware) for t in tiers}
+    # Together means all of them under load at once: one that is not done makes all be measured again.
+    wanted = [t for t in tiers if not is_done[t.name] or (together and not all(is_done.values()))]
     session = Session(config=loaded, hardware=hardware, prompts=prompts, evaluation=path, seed=seed)
     asyncio.run(measure_all(session, wanted, is_together=together))
     report(loaded.profiles, [t.name for t in tiers], hardware, is_json=is_json)
@@ -76,8 +79,8 @@ class Session:
     seed: int
 
 
-def is_profiled(tier: "TierConfig", root: Path, hardware: "Hardware") -> bool:
-    """Tell whether the tier's present checkpoint has a profile of this machine."""
+def is_profiled(tier: "TierConfig", co_tenants: tuple[str, ...], root: Path, hardware: "Hardware") -> bool:
+    """Tell whether the tier's present checkpoint has a profile of this machine beside these co-tenants."""
     from llmtier.core.errors import InputFileError
     from llmtier.store.checkpoints import open_checkpoint
     from llmtier.store.profiles import read_profile
@@ -86,8 +89,9 @@ def is_profiled(tier: "TierConfig", root: Path, hardware: "Hardware") -> bool:
         found = read_profile(root / hardware.slug / tier.name)
     except InputFileError:
         return False
-    digest = None if tier.model_path is None else open_checkpoint(tier.model_path, tier.scheme).digest
-    is_same = (found.checkpoint_digest, found.hardware_fingerprint) == (digest, hardware.fingerprint)
+    digest = None if tier.checkpoint_path is None else open_checkpoint(tier.checkpoint_path, tier.scheme).digest
+    measured = (found.checkpoint_digest, found.hardware_fingerprint, found.co_tenants)
+    is_same = measured == (digest, hardware.fingerprint, tuple(sorted(co_tenants)))
     if is_same:
         output.say(f"{tier.name}: profiled already")
     return is_same
@@ -103,14 +107,45 @@ async def measure_all(session: Session, tiers: "Sequence[TierConfig]", *, is_tog
         output.say(f"starting {', '.join(tier.name for tier in wave)}")
         async with running_tiers(wave, pythons=pythons, log_dir=LOG_DIR) as running:
             if is_together:
-                async with asyncio.TaskGroup() as group:
-                    for tier in wave:
-                        group.create_task(
-                            measure_one(session, tier, running[tier.name], co_tenants=find_co_tenants(tier, wave))
-                        )
+                await measure_together(session, wave, running)
             else:
                 for tier in wave:
                     await measure_one(session, tier, running[tier.name], co_tenants=())
+
+
+async def measure_together(
+    session: Session, wave: "Sequence[TierConfig]", running: "Mapping[str, RunningTier]"
+) -> None:
+    """Measure all tiers at once; one that is done stays under load until the last is done."""
+    from llmtier.evaluate.workers import task_group
+
+    n_left = len(wave)
+    all_done = asyncio.Event()
+
+    async def measure_and_stay(tier: "TierConfig") -> None:
+        nonlocal n_left
+        await measure_one(session, tier, running[tier.name], co_tenants=find_co_tenants(tier, wave))
+        n_left -= 1
+        if n_left == 0:
+            all_done.set()
+        await keep_busy(session, running[tier.name], until=all_done)
+
+    async with task_group() as group:
+        for tier in wave:
+            group.create_task(measure_and_stay(tier))
+
+
+async def keep_busy(session: Session, running: "RunningTier", *, until: asyncio.Event) -> None:
+    """Load a tier at its highest concurrency until ``until`` is set, and forget the answers."""
+    from llmtier.evaluate.ask import ask_all
+
+    load = session.config.load
+    prompts = session.prompts[: load.concurrency[-1]]
+    async with running.connect() as client:
+        while not until.is_set():
+            await ask_all(
+                client, prompts, tier=running.name, concurrency=load.concurrency[-1], max_tokens=load.max_tokens
+            )
 
 
 def find_co_tenants(tier: "TierConfig", others: "Sequence[TierConfig]") -> tuple[str, ...]:
@@ -184,6 +219,10 @@ def write(session: Session, measurement: "TierMeasurement") -> None:
         provenance=provenance,
     )
     output.say(f"  wrote {folder}")
+    if measurement.profile.cost is None:
+        output.say(
+            f"  {measurement.profile.tier}: no cost: price.usd_per_hour is not set, or requests failed at every load point"
+        )
 
 
 def report(root: Path, names: Sequence[str], hardware: "Hardware", *, is_json: bool) -> None:

@@ -31,7 +31,7 @@ def make_provenance(
 
 
 def digest_inputs(*paths: Path) -> dict[str, str]:
-    """Return the sha256 of each file by its name."""
-    from llmtier.store.digests import file_sha256
+    """Return the sha256 of each file, or of all files of a folder together, by its name."""
+    from llmtier.store.digests import file_sha256, tree_sha256
 
-    return {path.name: file_sha256(path) for path in paths}
+    return {path.name: tree_sha256(path, ["*"]) if path.is_dir() else file_sha256(path) for path in paths}

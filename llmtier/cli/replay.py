@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 
 
 def replay(
-    log: Annotated[Path, typer.Argument(help="Prompts to ask: JSONL, Parquet, or a gateway's traffic log with texts.")],
+    log: Annotated[Path, typer.Argument(help="Prompts with reference answers, JSONL or Parquet.")],
     config: ConfigOption = DEFAULT_CONFIG,
-    out: Annotated[Path, typer.Option("--output", "-o", help="Outcomes file, .parquet or .jsonl.")] = Path(
-        "outcomes.parquet"
-    ),
+    out: Annotated[Path, typer.Option("--output", "-o", help="Outcomes file, a .parquet.")] = Path("outcomes.parquet"),
     tier: Annotated[list[str] | None, typer.Option(help="Only this tier; may be given again.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests in flight per tier.", min=1)] = 16,
     force: ForceOption = False,
@@ -42,6 +40,8 @@ def replay(
     from llmtier.store.config import load_config
     from llmtier.store.prompts import read_prompts
 
+    if out.suffix != ".parquet":
+        raise UsageError(f"{out}: outcomes are written as Parquet; let the name end in .parquet")
     if out.exists() and not force:
         raise UsageError(f"{out} exists; choose another --output, or --force to overwrite it")
     loaded = load_config(config)
@@ -61,7 +61,11 @@ def check_labelled(prompts: "Sequence[Prompt]", log: Path) -> None:
     from llmtier.evaluate.answers import check_reference
 
     if not any(prompt.answer is not None for prompt in prompts):
-        raise InputFileError("no row has an 'answer' to score against; add 'answer' and 'scorer' to the rows", path=log)
+        raise InputFileError(
+            "no row has an 'answer' to score against; add 'answer' and 'scorer' to the rows "
+            "(a gateway's traffic log holds prompts, not what would have been right)",
+            path=log,
+        )
     for prompt in prompts:
         check_reference(prompt, path=log)
 
@@ -78,29 +82,34 @@ def replay_to_file(
     """Ask what the journal does not hold yet, then write the outcomes and drop the journal."""
     from llmtier.cli.provenance import digest_inputs, make_provenance
     from llmtier.engine.hardware import detect_hardware
-    from llmtier.evaluate.replay import merge_outcomes
+    from llmtier.evaluate.replay import answered_pairs, merge_outcomes
     from llmtier.store.outcomes import discard_outcomes_parts, read_outcomes_parts, write_outcomes
 
     hardware = detect_hardware()
-    journal = journal_for(out, log, tiers)
+    journal = journal_for(out, log, tiers, max_tokens=config.load.max_tokens)
     earlier = read_outcomes_parts(journal)
     if earlier:
         output.say(f"going on after {len(earlier)} answers of an interrupted replay")
     outcomes = asyncio.run(ask_tiers(config, tiers, prompts, earlier=earlier, journal=journal, concurrency=concurrency))
     labelled = merge_outcomes(prompts, outcomes)
     write_outcomes(out, labelled, provenance=make_provenance(hardware=hardware, inputs=digest_inputs(log)))
-    discard_outcomes_parts(journal)
+    n_missing = len(prompts) * len(tiers) - len(answered_pairs(outcomes))
+    if n_missing:
+        output.say(f"{n_missing} answers are missing; run the same again with --force to ask only for those")
+    else:
+        discard_outcomes_parts(journal)
     return labelled
 
 
-def journal_for(out: Path, log: Path, tiers: "Sequence[TierConfig]") -> Path:
-    """Return the path whose journal belongs to this log and these tiers, and to no others."""
-    from llmtier.store.digests import checkpoint_digest, file_sha256
+def journal_for(out: Path, log: Path, tiers: "Sequence[TierConfig]", *, max_tokens: int) -> Path:
+    """Return the path whose journal belongs to this log, these tiers and this answer length, and to no others."""
+    from llmtier.cli.provenance import digest_inputs
+    from llmtier.store.digests import checkpoint_digest
 
-    identity = [file_sha256(log)]
+    identity = [json.dumps([log.name, digest_inputs(log), max_tokens], sort_keys=True)]
     for tier in tiers:
-        folder = tier.model_path
-        digest = checkpoint_digest(folder) if folder is not None and tier.engine.kind == "vllm" else tier.model
+        folder = tier.checkpoint_path
+        digest = tier.model if folder is None else checkpoint_digest(folder)
         identity.append(json.dumps([tier.name, digest, tier.engine.model_dump(mode="json")], sort_keys=True))
     return out.with_name(f"{out.name}.{hashlib.sha256(''.join(identity).encode()).hexdigest()[:12]}")
 

@@ -10,6 +10,7 @@ import typer
 
 from llmtier.cli import output
 from llmtier.cli.options import DEFAULT_CONFIG, ConfigOption
+from llmtier.core.errors import PlanError
 
 if TYPE_CHECKING:
     from llmtier.core.hardware import Hardware
@@ -49,7 +50,8 @@ def serve(
     profiles = load_profiles(loaded, hardware)
     tiers = choose_served(loaded, tier or [], None if routing is None else routing[0])
     check(tiers, profiles, None if routing is None else routing[0], is_forced=force)
-    run_in_loop(run(loaded, tiers, profiles=profiles, routing=routing, hardware=hardware, address=address))
+    default_tier = None if routing is not None else choose_default(loaded, tiers)
+    run_in_loop(run(loaded, tiers, profiles=profiles, routing=routing, default_tier=default_tier, address=address))
 
 
 def load_routing(config: "Config") -> "tuple[Policy, Scorer] | None":
@@ -98,9 +100,25 @@ def check(
         check_topology({t.name: t.device for t in tiers if t.engine.kind == "vllm"}, profiles)
     if policy is not None:
         digests = {
-            t.name: None if t.model_path is None else open_checkpoint(t.model_path, t.scheme).digest for t in tiers
+            t.name: None if t.checkpoint_path is None else open_checkpoint(t.checkpoint_path, t.scheme).digest
+            for t in tiers
         }
         check_policy(policy, digests)
+
+
+def choose_default(config: "Config", tiers: "Sequence[TierConfig]") -> str:
+    """Return where ``auto`` goes before there is a policy: the configured tier, else the first.
+
+    Raises:
+        PlanError: The configured tier is not served.
+    """
+    names = [tier.name for tier in tiers]
+    wanted = config.gateway.default_tier
+    if wanted is not None and wanted not in names:
+        raise PlanError(
+            f"gateway.default_tier {wanted} is not served (served: {', '.join(names)}); serve it, or name another"
+        )
+    return wanted or names[0]
 
 
 async def run(
@@ -109,19 +127,20 @@ async def run(
     *,
     profiles: "Mapping[str, TierProfile]",
     routing: "tuple[Policy, Scorer] | None",
-    hardware: "Hardware",
+    default_tier: str | None,
     address: tuple[str, int],
 ) -> None:
     """Keep engines and gateway up until a signal."""
     from llmtier.cli.engines import LOG_DIR, find_interpreters
+    from llmtier.engine.hardware import detect_hardware
     from llmtier.engine.tier import running_tiers
     from llmtier.serve.run import serve_forever
 
-    pythons = find_interpreters(tiers, hardware)
+    pythons = find_interpreters(tiers, detect_hardware())
     output.say(f"starting {', '.join(tier.name for tier in tiers)}")
     async with running_tiers(tiers, pythons=pythons, log_dir=LOG_DIR) as running:
         served = [to_served(tier, profiles.get(tier.name)) for tier in running.values()]
-        state = make_state(config, served, routing)
+        state = make_state(config, served, routing, default_tier=default_tier)
         await serve_forever(
             state, host=address[0], port=address[1], on_ready=lambda url: output.say(f"serving on {url}/v1")
         )
@@ -146,7 +165,13 @@ def to_served(tier: "RunningTier", found: "TierProfile | None") -> "ServedTier":
     )
 
 
-def make_state(config: "Config", served: "Sequence[ServedTier]", routing: "tuple[Policy, Scorer] | None") -> "AppState":
+def make_state(
+    config: "Config",
+    served: "Sequence[ServedTier]",
+    routing: "tuple[Policy, Scorer] | None",
+    *,
+    default_tier: str | None,
+) -> "AppState":
     """Put the gateway together."""
     from llmtier.serve.log import TrafficLog
     from llmtier.serve.metrics import Metrics
@@ -164,7 +189,7 @@ def make_state(config: "Config", served: "Sequence[ServedTier]", routing: "tuple
         metrics=metrics,
         policy=None if routing is None else routing[0],
         scorer=None if routing is None else routing[1],
-        default_tier=config.gateway.default_tier,
+        default_tier=default_tier,
         defaults=config.slo.to_requirement(),
         deadlines=Deadlines(total_s=config.gateway.request_timeout_s),
         traffic=traffic,

@@ -128,7 +128,7 @@ async def running_tier(config: TierConfig, *, python: Path | None, log_dir: Path
 async def _launched(config: TierConfig, *, python: Path | None, log_dir: Path) -> AsyncIterator[RunningTier]:
     if python is None:
         raise ConfigError(f"tier {config.name}: no interpreter with vLLM; run 'llmtier env install engine-cpu'")
-    folder = config.model_path
+    folder = config.checkpoint_path
     digest = None if folder is None else open_checkpoint(folder, config.scheme).digest
     spec = EngineSpec(
         tier=config.name,

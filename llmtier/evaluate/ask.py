@@ -2,8 +2,8 @@
 
 Reads prompts and an engine behind a client; writes nothing: ``on_outcome`` is
 where a caller keeps a journal or moves a progress bar. A failed request is an
-outcome with an error, not an exception; only an engine that answers nothing at
-all ends the run.
+outcome with an error, not an exception; only an engine that is down ends
+the run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -54,7 +54,7 @@ async def ask_all(
         on_outcome: Told of each outcome as it comes.
 
     Raises:
-        EngineRequestError: The engine is down: the first 20 requests all failed.
+        EngineRequestError: The engine is down: 20 requests in a row failed.
     """
     outcomes: dict[int, Outcome] = {}
     watch = EngineWatch()

@@ -12,14 +12,19 @@ from typing import TypeVar
 from llmtier.core.errors import EngineRequestError, LlmtierError
 
 GIVE_UP_AFTER = 20
-"""Requests that must all fail, from the first on, before an engine counts as down."""
+"""Requests in a row that must fail before an engine counts as down."""
 
 _Job = TypeVar("_Job")
 
 
 @dataclass(slots=True, kw_only=True)
 class EngineWatch:
-    """Tells an engine that is down from one that fails now and then; use one per run."""
+    """Tells an engine that is down from one that fails now and then; use one per run.
+
+    Attributes:
+        has_answered: Whether any request was answered.
+        n_failed: Failures in a row. Once it has answered, a refusal (4xx) is no sign of death.
+    """
 
     has_answered: bool = False
     n_failed: int = 0
@@ -27,19 +32,30 @@ class EngineWatch:
     def note_answer(self) -> None:
         """Remember that the engine works."""
         self.has_answered = True
+        self.n_failed = 0
 
     def note_failure(self, error: EngineRequestError) -> None:
         """Count a failure.
 
         Raises:
-            EngineRequestError: The first ``GIVE_UP_AFTER`` requests have all failed.
+            EngineRequestError: ``GIVE_UP_AFTER`` requests in a row have failed.
         """
+        if self.has_answered and error.status is not None and error.status < 500:
+            return
         self.n_failed += 1
-        if not self.has_answered and self.n_failed >= GIVE_UP_AFTER:
+        if self.n_failed < GIVE_UP_AFTER:
+            return
+        if self.has_answered:
             raise EngineRequestError(
-                f"the first {self.n_failed} requests all failed, the last with: {error}; is the engine up and its model name right?",
+                f"the engine stopped answering: {self.n_failed} requests in a row failed, the last with: {error}; "
+                "see the engine's log",
                 status=error.status,
             ) from error
+        raise EngineRequestError(
+            f"the first {self.n_failed} requests all failed, the last with: {error}; "
+            "is the engine up and its model name right?",
+            status=error.status,
+        ) from error
 
 
 @asynccontextmanager

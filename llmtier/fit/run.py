@@ -123,8 +123,8 @@ def find_costs(tiers: Sequence[str], profiles: Mapping[str, TierProfile]) -> dic
             raise PlanError(f"tier {tier} has outcomes but no measured profile; run 'llmtier profile --tier {tier}'")
         if profile.cost is None:
             raise PlanError(
-                f"tier {tier} has no cost; set price.usd_per_hour of the tier in llmtier.yaml "
-                f"and run 'llmtier profile --tier {tier}' again"
+                f"tier {tier} has no cost: either price.usd_per_hour is not set in llmtier.yaml, or requests failed at "
+                f"every load point; mend it and run 'llmtier profile --tier {tier}' again"
             )
         usd[tier] = profile.cost.usd_per_request
     return usd

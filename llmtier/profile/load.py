@@ -104,7 +104,7 @@ class ClosedLoop:
         """Keep ``concurrency`` requests in flight; return the counted ones in the order in which they ended.
 
         Raises:
-            EngineRequestError: The engine is down: the first 20 requests, warm-up included, all failed.
+            EngineRequestError: The engine is down: 20 requests in a row failed, warm-up included.
         """
         n_warmup = self.settings.warmup_requests
         watch = EngineWatch()

@@ -90,6 +90,12 @@ class EngineConfig(_Model):
     start_timeout_s: float = Field(default=300.0, gt=0)
     mock: dict[str, JsonValue] | None = None
 
+    @field_validator("url")
+    @classmethod
+    def _without_version(cls, url: str | None) -> str | None:
+        """Accept the usual form with ``/v1`` at the end: every caller adds the path it needs."""
+        return None if url is None else url.rstrip("/").removesuffix("/v1").rstrip("/")
+
     @field_validator("env", mode="before")
     @classmethod
     def _numbers_to_text(cls, value: object) -> object:
@@ -156,6 +162,11 @@ class TierConfig(_Model):
         return path if path.is_absolute() else None
 
     @property
+    def checkpoint_path(self) -> Path | None:
+        """Return the folder that a launched engine loads; ``None`` for a hub id and for tiers that others run."""
+        return self.model_path if self.engine.kind is EngineKind.VLLM else None
+
+    @property
     def served_name(self) -> str:
         """Return what the server calls the model."""
         return self.engine.model_name or self.name
@@ -204,7 +215,7 @@ class GatewayConfig(_Model):
         port: 0 takes any free port.
         log_dir: Folder of the traffic log; ``None`` writes none.
         log_text: Whether the traffic log keeps messages.
-        default_tier: Tier of requests before a policy exists; ``None`` means the first.
+        default_tier: Where ``auto`` goes before a policy exists; ``None`` means the first served tier.
         request_timeout_s: How long an answer may take.
     """
 

@@ -182,3 +182,16 @@ def test_engine_that_dies_while_loading(llmtier, folder):
     assert "the weights are broken" in ended.err
     assert "SIGSEGV" in ended.err or "139" in ended.err, ended.err
     assert not (folder / "profiles").exists()
+
+
+def test_outcomes_are_parquet_and_that_is_said_first(llmtier, folder):
+    check(llmtier("replay", "evaluation.jsonl", "-o", "out.jsonl"), 2, ".parquet")
+
+
+def test_default_tier_that_is_not_served(llmtier, folder):
+    (folder / "llmtier.yaml").write_text(CONFIG + "gateway: {default_tier: big}\n")
+
+    ended = llmtier("serve", "--port", 0, "--tier", "small", "--force")
+
+    assert 2 == ended.code
+    assert "default_tier big is not served" in ended.err

@@ -123,3 +123,43 @@ def test_interrupted_replay_goes_on(llmtier, folder, monkeypatch):
     assert "going on after" in second.err
     assert (folder / "outcomes.parquet").exists()
     assert not list(folder.glob("*.partial.jsonl"))
+
+
+def test_tiers_measured_together_name_each_other(llmtier, folder):
+    config = json.loads((folder / "llmtier.yaml").read_text())
+    for tier in config["tiers"]:
+        tier["device"] = "cpu:0"
+    (folder / "llmtier.yaml").write_text(json.dumps(config))
+    ended = llmtier("profile", "--together", "--json")
+    again = llmtier("profile", "--together", "--resume")
+
+    assert 0 == ended.code, ended.err
+    assert {"big": ["small"], "small": ["big"]} == {t["tier"]: t["co_tenants"] for t in json.loads(ended.out)["tiers"]}
+    assert ["big: profiled already", "small: profiled already"] == again.err.splitlines()
+
+
+def test_failed_requests_keep_the_journal(llmtier, folder):
+    """What failed is asked again, what was answered is not."""
+    config = json.loads((folder / "llmtier.yaml").read_text())
+    config["tiers"] = config["tiers"][:1]
+    config["tiers"][0]["engine"]["mock"]["faults"] = [{"kind": "error", "on_nth_request": 5}]
+    (folder / "llmtier.yaml").write_text(json.dumps(config))
+    first = llmtier("replay", "log.jsonl", "--json")
+    second = llmtier("replay", "log.jsonl", "--force", "--json")
+
+    assert "1 answers are missing" in first.err
+    assert 1 == json.loads(first.out)["tiers"][0]["missing"]
+    assert f"going on after {N_TRAFFIC}" in second.err
+    assert 0 == json.loads(second.out)["tiers"][0]["missing"]
+    assert not list(folder.glob("*.partial.jsonl"))
+
+
+def test_explain_obeys_the_configured_slo(llmtier, folder):
+    for words in (("profile",), ("replay", "log.jsonl"), ("fit-thresholds", "outcomes.parquet", "--reference", "big")):
+        assert 0 == llmtier(*words).code
+    config = json.loads((folder / "llmtier.yaml").read_text())
+    (folder / "llmtier.yaml").write_text(json.dumps(config | {"slo": {"ttft_s": 1e-9}}))
+    explained = json.loads(llmtier("explain", "Name the colour of my red box number 7", "--json").out)
+
+    assert "fallback" == explained["reason"]
+    assert {"ttft"} <= {miss["reason"] for miss in explained["misses"]}

@@ -98,16 +98,32 @@ async def test_cancelling_the_pool_cancels_its_jobs():
     assert [0, 1] == sorted(ended)
 
 
-async def test_watch_gives_up_only_when_nothing_was_ever_answered():
-    dead, shaky = EngineWatch(), EngineWatch()
+def test_watch_gives_up_when_nothing_was_ever_answered():
+    dead = EngineWatch()
     error = EngineRequestError("refused", status=503)
 
     for _ in range(GIVE_UP_AFTER - 1):
         dead.note_failure(error)
-    shaky.note_answer()
-    for _ in range(GIVE_UP_AFTER * 2):
-        shaky.note_failure(error)
 
     with pytest.raises(EngineRequestError, match="first 20 requests all failed, the last with: refused") as caught:
         dead.note_failure(error)
     assert 503 == caught.value.status
+
+
+def test_engine_that_dies_after_answers_counts_as_down():
+    watch = EngineWatch()
+    watch.note_answer()
+    for _ in range(GIVE_UP_AFTER - 1):
+        watch.note_failure(EngineRequestError("connection refused"))
+
+    with pytest.raises(EngineRequestError, match="stopped answering"):
+        watch.note_failure(EngineRequestError("connection refused"))
+
+
+def test_refusals_and_single_failures_are_no_death():
+    watch = EngineWatch()
+    watch.note_answer()
+    for _ in range(3 * GIVE_UP_AFTER):
+        watch.note_failure(EngineRequestError("too long", status=400))
+        watch.note_failure(EngineRequestError("connection reset"))
+        watch.note_answer()

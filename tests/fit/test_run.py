@@ -164,7 +164,7 @@ def test_a_tier_without_profile_or_cost_is_named(fit, make_profile, make_labelle
         fit(rows, profiles={"dear": dear})
     with pytest.raises(PlanError, match="tier cheap has outcomes but no measured profile"):
         fit(rows, profiles={"dear": dear, "cheap": make_profile("cheap", has_points=False)})
-    with pytest.raises(PlanError, match="tier cheap has no cost; set price"):
+    with pytest.raises(PlanError, match="tier cheap has no cost: either price"):
         fit(rows, profiles={"dear": dear, "cheap": dataclasses.replace(make_profile("cheap"), cost=None)})
 
 

@@ -230,3 +230,10 @@ def test_process_environment_is_the_default(tmp_path, monkeypatch):
     (tmp_path / "a.yaml").write_text("tiers: [{model: x, scheme: bf16, name: '${LLMTIER_TEST_NAME}'}]")
 
     assert "tiny" == load_config(tmp_path / "a.yaml").tiers[0].name
+
+
+def test_url_of_a_tier_may_end_in_its_version(tmp_path):
+    path = tmp_path / "llmtier.yaml"
+    path.write_text("tiers: [{model: m, scheme: bf16, engine: {kind: openai, url: 'http://host:1/v1/'}}]")
+
+    assert "http://host:1" == load_config(path).tiers[0].engine.url
