@@ -1,7 +1,7 @@
 """``llmtier demo``: the whole loop on the real engine, each stage run as the command a user would type.
 
-Reads ``examples/demo`` and ``calibration/support.jsonl`` of a clone; writes everything under ``build/demo``, at the end
-``summary.json``. Environments and checkpoints are reused, everything measured is measured again.
+Reads ``examples/demo`` of a clone; writes everything beside the profiles its configuration names (``build/demo``), at the
+end ``summary.json``. Environments and checkpoints are reused, everything measured is measured again.
 """
 
 import asyncio
