@@ -41,6 +41,7 @@ class Environment:
         has_cuda: Whether PyTorch comes with its CUDA parts; without, they are left out.
         note: What a reader of the lock must know.
         tried: Where the environment really ran.
+        source_only: Packages that have no wheel; they must be pure Python, as nothing here has a compiler.
     """
 
     requirements: tuple[str, ...]
@@ -48,6 +49,7 @@ class Environment:
     has_cuda: bool
     note: str
     tried: str = "Installed and run on 3.11/x86_64 only."
+    source_only: tuple[str, ...] = ()
 
 
 ENVIRONMENTS = {
@@ -70,6 +72,13 @@ ENVIRONMENTS = {
         machines=("x86_64", "aarch64"),
         has_cuda=False,
         note="llm-compressor on CPU. It pins another compressed-tensors than vLLM, so the two cannot share.",
+    ),
+    "autoawq": Environment(
+        requirements=("autoawq==0.2.9", "transformers==4.51.3", TORCH),
+        machines=("x86_64", "aarch64"),
+        has_cuda=False,
+        note="AutoAWQ on CPU. Archived upstream; newer transformers break its import, and it needs no triton to quantize.",
+        source_only=("autoawq",),
     ),
 }
 
@@ -121,6 +130,7 @@ def check_wheels(uv: str, environment: Environment, pins: Path, overrides: Path)
         for machine in environment.machines:
             options = ["--only-binary", ":all:", "--python-version", python]
             options += ["--python-platform", f"{machine}-manylinux_2_31"]
+            options += [word for name in environment.source_only for word in ("--no-binary", name)]
             try:
                 compile_pins(uv, pins, pins.with_suffix(f".{python}"), overrides, options)
                 checked.append(f"{python}/{machine}")
@@ -169,10 +179,11 @@ def with_cpu_torch(pins: list[str], environment: Environment) -> list[str]:
 
 def header(name: str, environment: Environment, checked: list[str]) -> str:
     """Return the comment on top of a lock."""
+    but = f" but {', '.join(environment.source_only)} (pure Python, source only)" if environment.source_only else ""
     return (
         f"# {name}: {environment.note}\n"
         f"# Made by scripts/lock_environments.py from: {', '.join(environment.requirements)}.\n"
-        f"# Every pin has a wheel for CPython/machine (Linux, glibc 2.31+): {' '.join(checked)}.\n"
+        f"# Every pin{but} has a wheel for CPython/machine (Linux, glibc 2.31+): {' '.join(checked)}.\n"
         f"# {environment.tried}\n"
         "# No hashes: one +cpu torch wheel carries different digests per index and mirror, and pip's hash mode\n"
         "# is all or nothing. Installed with --no-deps, torch first, so nothing beside these pins gets in.\n"

@@ -19,7 +19,7 @@ class Scheme(StrEnum):
     GGUF = "gguf"
 
 
-QUANTIZABLE_SCHEMES = (Scheme.INT8, Scheme.AWQ, Scheme.GPTQ, Scheme.FP8)
+QUANTIZABLE_SCHEMES = (Scheme.INT8, Scheme.AWQ, Scheme.GPTQ, Scheme.FP8, Scheme.FP8_BLOCK)
 """The schemes that ``llmtier quantize`` writes today."""
 
 

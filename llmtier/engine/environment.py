@@ -44,12 +44,14 @@ class EnvironmentName(StrEnum):
     ENGINE_CPU = "engine-cpu"
     ENGINE_CUDA = "engine-cuda"
     QUANTIZE = "quantize"
+    AUTOAWQ = "autoawq"
 
 
 TRIAL_IMPORTS = {
     EnvironmentName.ENGINE_CPU: "vllm.entrypoints.openai.api_server",
     EnvironmentName.ENGINE_CUDA: "vllm",
     EnvironmentName.QUANTIZE: "llmcompressor.modifiers.awq, llmcompressor.modifiers.quantization",
+    EnvironmentName.AUTOAWQ: "awq",
 }
 """What a fresh environment must be able to import before it counts as finished; CUDA may lack a driver meanwhile."""
 

@@ -22,7 +22,8 @@ STOP_TIMEOUT_S = 10.0
 
 PIP_INSTALL = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off")
 PIP_CHOICES = (
-    "--only-binary", ":all:",  # every pin has a wheel: no package's setup code runs
+    "--only-binary", ":all:",  # every pin but one has a wheel: no package's setup code runs
+    "--no-binary", "autoawq",  # pure Python, archived, on PyPI as source only
     "--no-compile",  # 22 instead of 50 CPU s for the quantizer's 58 packages; the trial import compiles what is used
 )  # fmt: skip
 

@@ -1,17 +1,18 @@
-"""What to quantize and how, and the checks that need no more than the model's ``config.json``.
+"""What to quantize and how, and what a plan for it looks like: the dataclasses that the stage passes around.
 
-Pure: reads and writes nothing. ``plan`` turns a ``QuantizeJob`` into a ``QuantizePlan`` or says why it
-cannot work, before any library is loaded; ``run.quantize`` then carries the plan out.
+Pure: reads and writes nothing. ``plan.plan`` turns a ``QuantizeJob`` and what ``survey`` found into a ``QuantizePlan``,
+before any library is loaded; ``run.quantize`` then carries the plan out.
 Which formats exist and which group sizes load: llm-compressor's presets and vLLM's CPU and CUDA kernels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from llmtier.core.errors import UsageError
-from llmtier.core.tier import QUANTIZABLE_SCHEMES, Scheme, default_tier_name
+from llmtier.core.tier import Scheme
+from llmtier.quantize.target import Target, Verdict
 
 GROUP_SIZES = (128, 64, 32)
 """Input features that share one 4-bit scale, best first; vLLM's CPU kernel takes no others."""
@@ -20,9 +21,35 @@ SCHEMES_WITH_DATA = frozenset({Scheme.AWQ, Scheme.GPTQ})
 """The schemes whose result depends on the calibration set."""
 
 PRESETS: Mapping[Scheme, str] = MappingProxyType(
-    {Scheme.INT8: "W8A8", Scheme.FP8: "FP8_DYNAMIC", Scheme.GPTQ: "W4A16", Scheme.AWQ: "W4A16_ASYM"}
+    {
+        Scheme.INT8: "W8A8",
+        Scheme.FP8: "FP8_DYNAMIC",
+        Scheme.FP8_BLOCK: "FP8_BLOCK",
+        Scheme.GPTQ: "W4A16",
+        Scheme.AWQ: "W4A16_ASYM",
+    }
 )
 """The names that compressed-tensors gives these formats."""
+
+
+class Backend(StrEnum):
+    """What does the quantizing; the value is what users type."""
+
+    LLMCOMPRESSOR = "llmcompressor"
+    AUTOAWQ = "autoawq"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwqMapping:
+    """One AWQ rule: scale the output of ``smooth`` down and the inputs of every layer of ``balance`` up.
+
+    Attributes:
+        smooth: Name of a norm or linear layer, or ``re:`` and a regular expression.
+        balance: Names or expressions of the linear layers that read its output.
+    """
+
+    smooth: str
+    balance: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +65,14 @@ class QuantizeJob:
         n_samples: Most rows to calibrate on.
         max_seq_tokens: Longer rows are cut to this.
         group_size: Input features per 4-bit scale; ``None`` takes the largest that divides every layer.
+        backend: What does the quantizing; ``autoawq`` writes awq only, in AutoAWQ's own layout.
+        ignore: Layers that stay as they are: names or ``re:`` expressions.
+        smoothing_strength: SmoothQuant's alpha in (0, 1] for int8, which then uses GPTQ and data; ``None``: rounding.
+        has_fp8_kv_cache: Whether scales for an fp8 KV cache are calibrated too.
+        awq_mappings: YAML file with the mappings of an architecture that AWQ does not know.
+        device: What it shall be served on: ``auto`` (this machine) or a name of ``target.TARGETS``.
+        name: What its tiers are called before ``@``; "" takes the folder's name.
+        revision: Commit of a downloaded model; ``None`` for a local one.
     """
 
     model: Path
@@ -48,12 +83,57 @@ class QuantizeJob:
     n_samples: int = 256
     max_seq_tokens: int = 512
     group_size: int | None = None
+    backend: Backend = Backend.LLMCOMPRESSOR
+    ignore: tuple[str, ...] = ("lm_head",)
+    smoothing_strength: float | None = None
+    has_fp8_kv_cache: bool = False
+    awq_mappings: Path | None = None
+    device: str = "auto"
+    name: str = ""
+    revision: str | None = None
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called: as stated, or as its folder."""
+        return self.name or self.model.absolute().name
 
     def __post_init__(self) -> None:
         if not self.schemes or len(set(self.schemes)) != len(self.schemes):
             raise ValueError(f"schemes must name at least one scheme and none twice, got {self.schemes}")
         if self.n_samples < 1 or self.max_seq_tokens < 1:
             raise ValueError("n_samples and max_seq_tokens must be >= 1")
+        if self.smoothing_strength is not None and not 0 < self.smoothing_strength <= 1:
+            raise ValueError(f"smoothing_strength must lie in (0, 1], got {self.smoothing_strength}")
+
+    def needs_data(self, scheme: Scheme) -> bool:
+        """Tell whether calibration rows change the result of a scheme."""
+        is_smoothed = scheme is Scheme.INT8 and self.smoothing_strength is not None
+        return scheme in SCHEMES_WITH_DATA or is_smoothed or self.has_fp8_kv_cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What writing one scheme will take; the formulas and how far they are off stand in ``estimate``.
+
+    Attributes:
+        memory_bytes: Memory that must be free, with the activation cache unless it spills.
+        activation_cache_bytes: The hidden states of the calibration rows between two layers.
+        disk_bytes: The checkpoint's weights.
+        work_bytes: Files that lie beside it during the run: finished layers and a spilled cache.
+        seconds_low: Shortest time expected; ``None`` when it cannot be told.
+        seconds_high: Longest time expected; ``None`` when it cannot be told.
+        unknown_time: Why there are no seconds; ``None`` when there are.
+        spills: Whether the activation cache lies in files, because memory is short.
+    """
+
+    memory_bytes: int
+    activation_cache_bytes: int
+    disk_bytes: int
+    work_bytes: int
+    seconds_low: float | None
+    seconds_high: float | None
+    unknown_time: str | None
+    spills: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +143,67 @@ class PlannedScheme:
     Attributes:
         scheme: Its format.
         preset: The format's name in compressed-tensors.
-        target: Folder that will hold it.
+        folder: Where it will lie.
         needs_data: Whether calibration rows change the result.
         group_size: Input features per scale; ``None`` where scales are per channel.
+        ignore: Layers that stay as they are: names or ``re:`` expressions.
+        backend: What writes it.
+        smoothing_strength: SmoothQuant's alpha; ``None`` without SmoothQuant.
+        has_fp8_kv_cache: Whether scales for an fp8 KV cache are calibrated too.
+        awq_mappings: The user's; ``None`` takes llm-compressor's for the architecture.
+        spills: Whether the activation cache lies in files, as memory does not hold it.
+        verdict: What it is worth on the target; ``None`` where nobody asked.
+        estimate: What writing it will take; ``None`` where nobody asked.
     """
 
     scheme: Scheme
     preset: str
-    target: Path
+    folder: Path
     needs_data: bool
     group_size: int | None
+    ignore: tuple[str, ...] = ("lm_head",)
+    backend: Backend = Backend.LLMCOMPRESSOR
+    smoothing_strength: float | None = None
+    has_fp8_kv_cache: bool = False
+    awq_mappings: tuple[AwqMapping, ...] | None = None
+    spills: bool = False
+    verdict: Verdict | None = None
+    estimate: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a plan was made from, for people to check.
+
+    Attributes:
+        target: What the checkpoints shall be served on.
+        architecture: Class of the model; ``None`` when ``config.json`` names none.
+        n_layers: Decoder layers.
+        n_parameters: Numbers in the source.
+        source_bytes: Its weights.
+        n_linears: Linear layers that are quantized.
+        n_kept: Linear layers that stay as they are.
+        n_rows: Calibration rows that will be used; ``None`` without a set.
+        n_rows_available: Rows that the set holds; ``None`` without one.
+        n_tokens: Tokens in the used rows, estimated; ``None`` without a set.
+        free_memory_bytes: Memory that is free on this machine.
+        free_disk_bytes: Room where the checkpoints go.
+        gflops: Speed of this machine in float32, measured; ``None`` when it was not.
+    """
+
+    target: Target
+    architecture: str | None
+    n_layers: int
+    n_parameters: int
+    source_bytes: int
+    n_linears: int
+    n_kept: int
+    n_rows: int | None
+    n_rows_available: int | None
+    n_tokens: int | None
+    free_memory_bytes: int
+    free_disk_bytes: int
+    gflops: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,117 +213,16 @@ class QuantizePlan:
     Attributes:
         schemes: In the job's order.
         notes: What people should know before it starts, one line each.
+        facts: What it was made from; ``None`` where nobody asked.
+        others: The verdicts on the schemes that were not asked for.
     """
 
     schemes: tuple[PlannedScheme, ...]
     notes: tuple[str, ...]
+    facts: Facts | None = None
+    others: Mapping[Scheme, Verdict] = field(default_factory=dict)
 
     @property
     def needs_data(self) -> bool:
         """Whether any scheme reads the calibration rows."""
         return any(planned.needs_data for planned in self.schemes)
-
-
-def plan(job: QuantizeJob, model_config: Mapping[str, object]) -> QuantizePlan:
-    """Return what will be written, or refuse.
-
-    Args:
-        job: What is asked.
-        model_config: The source's ``config.json``.
-
-    Raises:
-        UsageError: A scheme cannot be written, the source is quantized already, a calibration set is
-            missing, or no group size divides the model's layers.
-    """
-    check_source(job, model_config)
-    for scheme in job.schemes:
-        check_scheme(scheme, job)
-    is_grouped = any(scheme in SCHEMES_WITH_DATA for scheme in job.schemes)
-    group_size = choose_group_size(job, linear_in_features(model_config)) if is_grouped else None
-    planned = tuple(plan_scheme(scheme, job, group_size=group_size) for scheme in job.schemes)
-    return QuantizePlan(schemes=planned, notes=make_notes(job, group_size=group_size))
-
-
-def check_source(job: QuantizeJob, model_config: Mapping[str, object]) -> None:
-    """Refuse a source whose weights are quantized already.
-
-    Raises:
-        UsageError: ``config.json`` names a quantization.
-    """
-    found = model_config.get("quantization_config")
-    if found is not None:
-        method = found.get("quant_method", "unknown") if isinstance(found, Mapping) else "unknown"
-        raise UsageError(
-            f"{job.model}: already quantized ({method}); give the bf16 or fp16 checkpoint it was made from"
-        )
-
-
-def check_scheme(scheme: Scheme, job: QuantizeJob) -> None:
-    """Refuse a scheme that cannot be written, or not without data.
-
-    Raises:
-        UsageError: Naming the schemes, or the file, that would do.
-    """
-    if scheme not in QUANTIZABLE_SCHEMES:
-        names = ", ".join(known.value for known in QUANTIZABLE_SCHEMES)
-        raise UsageError(f"scheme {scheme.value}: llmtier does not write it; choose one of {names}")
-    if scheme in SCHEMES_WITH_DATA and job.calibration is None:
-        raise UsageError(
-            f"scheme {scheme.value} needs data of your domain: give --calibration FILE.jsonl, "
-            'one {"messages": [...]} or {"text": "..."} a line'
-        )
-
-
-def plan_scheme(scheme: Scheme, job: QuantizeJob, *, group_size: int | None) -> PlannedScheme:
-    """Return where and how one scheme will be written."""
-    needs_data = scheme in SCHEMES_WITH_DATA
-    return PlannedScheme(
-        scheme=scheme,
-        preset=PRESETS[scheme],
-        target=job.out / default_tier_name(job.model.name, scheme),
-        needs_data=needs_data,
-        group_size=group_size if needs_data else None,
-    )
-
-
-def linear_in_features(model_config: Mapping[str, object]) -> tuple[int, ...]:
-    """Return the distinct input widths of the decoder's linear layers, ascending, as far as the config tells.
-
-    Attention reads the hidden state, its output projection reads all heads; the feed-forward part reads
-    the hidden state and its inner state.
-    """
-    fields = ("hidden_size", "intermediate_size", "moe_intermediate_size")
-    widths = [model_config.get(name) for name in fields]
-    heads, head_dim = model_config.get("num_attention_heads"), model_config.get("head_dim")
-    if isinstance(heads, int) and isinstance(head_dim, int):
-        widths.append(heads * head_dim)
-    return tuple(sorted({width for width in widths if isinstance(width, int)}))
-
-
-def choose_group_size(job: QuantizeJob, in_features: tuple[int, ...]) -> int:
-    """Return the asked group size, or the largest one that divides every layer.
-
-    Raises:
-        UsageError: None divides, or the asked one does not.
-    """
-    candidates = GROUP_SIZES if job.group_size is None else (job.group_size,)
-    for size in candidates:
-        if size in GROUP_SIZES and all(width % size == 0 for width in in_features):
-            return size
-    widths = ", ".join(map(str, in_features))
-    allowed = ", ".join(map(str, GROUP_SIZES))
-    if job.group_size is not None and job.group_size not in GROUP_SIZES:
-        raise UsageError(f"group size {job.group_size}: must be one of {allowed}")
-    asked = " or ".join(map(str, candidates))
-    raise UsageError(f"{job.model}: layers of {widths} inputs do not divide into groups of {asked}; use int8 or fp8")
-
-
-def make_notes(job: QuantizeJob, *, group_size: int | None) -> tuple[str, ...]:
-    """Return the lines that say what people might not expect."""
-    notes = []
-    if group_size is not None and job.group_size is None and group_size != GROUP_SIZES[0]:
-        notes.append(f"group size {group_size}: the layers do not divide into groups of {GROUP_SIZES[0]}")
-    ignoring = [scheme.value for scheme in job.schemes if scheme not in SCHEMES_WITH_DATA]
-    if ignoring and job.calibration is not None:
-        notes.append(f"{', '.join(ignoring)}: weights are rounded without data; the calibration set changes nothing")
-    return tuple(notes)

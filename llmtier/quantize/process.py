@@ -1,7 +1,7 @@
-"""The quantizer's process: started in its own environment and process group, followed, and always ended.
+"""A worker's process: started in its own environment and process group, followed, and always ended.
 
-Reads the worker's standard output (progress) and, when it fails, the end of its standard error. Knows
-nothing of checkpoints: ``run.py`` does.
+Reads the worker's standard output (JSON lines) and, when it fails, the end of its standard error. Knows
+nothing of checkpoints or calibration sets.
 """
 
 import json
@@ -9,38 +9,68 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from llmtier.core.errors import MachineError, UsageError
-from llmtier.quantize.progress import Progress, Step, parse_progress
+from llmtier.core.errors import DiskError, InputFileError, LlmtierError, MachineError, UsageError
 
-WORKER = Path(__file__).with_name("worker.py")
+BOOTSTRAP = Path(__file__).with_name("worker") / "bootstrap.py"
+REFUSALS: Mapping[str, type[LlmtierError]] = {
+    "usage": UsageError,
+    "input": InputFileError,
+    "machine": MachineError,
+    "disk": DiskError,
+}
+"""The error that a worker's refusal becomes, by the ``kind`` of its line."""
+
+Event = dict[str, Any]
+"""One line of a worker: ``event`` and its facts."""
 N_LAST_LINES = 15
 LAST_BYTES = 16_384
 
 
+def worker_command(module: str) -> tuple[str, ...]:
+    """Return what an interpreter is given to run ``llmtier.quantize.worker.<module>``."""
+    return (str(BOOTSTRAP), f"llmtier.quantize.worker.{module}")
+
+
 @contextmanager
-def running_worker(job: Mapping[str, object], *, python: Path, worker: Path = WORKER) -> Iterator[Iterator[Progress]]:
-    """Run the worker on ``job`` and give its progress; leaving the block ends it, whatever happened.
+def running_worker(
+    job: Mapping[str, object],
+    *,
+    python: Path,
+    worker: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    lock: int | None = None,
+) -> Iterator[Iterator[Event]]:
+    """Run a worker on ``job`` and give its events; leaving the block ends it, whatever happened.
 
     Its standard input stays open as long as this process lives: the worker ends when it closes.
 
+    Args:
+        job: What its first argument holds, as JSON.
+        python: Interpreter of its environment.
+        worker: What the interpreter runs: ``worker_command(...)``.
+        env: Its environment variables; ``None`` hands on this process's.
+        lock: File descriptor that it inherits, and with it the lock.
+
     Raises:
         MachineError: The interpreter cannot be started, or the worker failed; holds its last lines.
-        UsageError: The worker refused the job.
+        LlmtierError: The worker refused the job, by a class of ``REFUSALS``.
     """
     with tempfile.TemporaryFile() as errors:
-        process = start(job, python=python, worker=worker, errors=errors)
+        process = start([str(python), "-I", *worker, json.dumps(job)], errors=errors, env=env, lock=lock)
         try:
             yield follow(process, errors=errors)
         finally:
             end(process)
 
 
-def start(job: Mapping[str, object], *, python: Path, worker: Path, errors: IO[bytes]) -> "subprocess.Popen[str]":
+def start(
+    command: Sequence[str], *, errors: IO[bytes], env: Mapping[str, str] | None = None, lock: int | None = None
+) -> "subprocess.Popen[str]":
     """Start the worker as the leader of a process group of its own.
 
     Raises:
@@ -48,35 +78,52 @@ def start(job: Mapping[str, object], *, python: Path, worker: Path, errors: IO[b
     """
     try:
         return subprocess.Popen(
-            [str(python), "-I", str(worker), json.dumps(job)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             encoding="utf-8",
             start_new_session=True,
+            env=env,
+            pass_fds=() if lock is None else (lock,),
         )
     except OSError as exc:
         raise MachineError(
-            f"{python}: cannot be started ({exc.strerror or exc}); run 'llmtier env install quantize'"
+            f"{command[0]}: cannot be started ({exc.strerror or exc}); run 'llmtier env install quantize'"
         ) from exc
 
 
-def follow(process: "subprocess.Popen[str]", *, errors: IO[bytes]) -> Iterator[Progress]:
-    """Yield the worker's progress until it ends.
+def follow(process: "subprocess.Popen[str]", *, errors: IO[bytes]) -> Iterator[Event]:
+    """Yield the worker's events until it ends.
 
     Raises:
-        MachineError: It failed; holds its last lines.
-        UsageError: It refused the job.
+        MachineError: It failed, or wrote something else; holds its last lines.
+        LlmtierError: It refused the job.
     """
     for line in process.stdout or ():
-        progress = parse_progress(line)
-        if progress.event is Step.REFUSED:
-            raise UsageError(progress.message or "the quantizer refused the job")
-        yield progress
+        event = parse_event(line)
+        if event["event"] == "refused":
+            raise REFUSALS[event.get("kind", "usage")](event["message"])
+        yield event
     code = process.wait()
     if code != 0:
         tail = "".join(f"\n    {line}" for line in last_lines(errors))
         raise MachineError(f"quantizer {describe_exit(code)}; its last lines:{tail}")
+
+
+def parse_event(line: str) -> Event:
+    """Decode one line of a worker.
+
+    Raises:
+        MachineError: It is not what a worker writes: the interpreter runs something else.
+    """
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or "event" not in event:
+        raise MachineError(f"quantizer: expected a JSON line of progress, got {line.strip()[:200]!r}")
+    return event
 
 
 def end(process: "subprocess.Popen[str]") -> None:
@@ -92,7 +139,10 @@ def end(process: "subprocess.Popen[str]") -> None:
 def describe_exit(code: int) -> str:
     """Say how a process ended; the kernel's out-of-memory killer sends signal 9."""
     if code == -signal.SIGKILL:
-        return "was killed (signal 9): this machine may lack memory for the model"
+        return (
+            "was killed (signal 9), as the kernel does when memory runs out; if so, lower --samples or --max-seq-tokens. "
+            "The same command goes on where this one stopped"
+        )
     return f"ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
 
 

@@ -1,6 +1,6 @@
-"""What the quantizer reports while it runs: one ``Progress`` a JSON line of the worker's standard output.
+"""What the quantizer reports while it runs: one ``Progress`` an event.
 
-The worker's lines are decoded here and nowhere else; ``run.quantize`` adds steps of its own (notes, reuse).
+The worker's events are decoded here and nowhere else; ``run.quantize`` adds steps of its own (notes, reuse).
 Reads and writes no file.
 """
 
@@ -12,10 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmtier.core.errors import MachineError
 from llmtier.core.tier import Scheme
+from llmtier.quantize.process import Event
 
 
 class Step(StrEnum):
-    """What has just happened; ``NOTE`` and ``REUSED`` come from ``run.quantize``, the rest from the worker."""
+    """What has just happened; ``REUSED`` comes from ``run.quantize``, ``NOTE`` from both, the rest from the worker."""
 
     NOTE = "note"
     REUSED = "reused"
@@ -23,7 +24,6 @@ class Step(StrEnum):
     LOADING = "loading"
     LAYER = "layer"
     SAVED = "saved"
-    REFUSED = "refused"
     DONE = "done"
 
 
@@ -35,7 +35,8 @@ class Progress:
         event: What happened.
         scheme: Whose step it is; ``None`` for the whole job.
         n_done: Layers calibrated, of ``n_total``.
-        n_samples: Calibration rows in use, with ``n_tokens`` together.
+        is_resumed: Whether the layer is an earlier run's.
+        n_samples: Calibration rows in use, with ``n_tokens`` together; ``n_cut`` were longer than allowed.
         seconds_by_phase: Of the scheme, or of tokenizing.
         peak_memory_bytes: Largest resident memory of the worker so far.
         versions: Library to version, of what did the work.
@@ -47,8 +48,10 @@ class Progress:
     scheme: Scheme | None = None
     n_done: int | None = None
     n_total: int | None = None
+    is_resumed: bool = False
     n_samples: int | None = None
     n_tokens: int | None = None
+    n_cut: int | None = None
     seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -65,9 +68,10 @@ class Progress:
         who = f"{self.scheme.value}: " if self.scheme else ""
         match self.event:
             case Step.TOKENIZED:
-                return f"calibration: {self.n_samples} rows, {self.n_tokens} tokens"
+                cut = f", {self.n_cut} rows cut to the sequence length" if self.n_cut else ""
+                return f"calibrating on {self.n_samples} rows, {self.n_tokens} tokens{cut}"
             case Step.LAYER:
-                return f"{who}layer {self.n_done}/{self.n_total}"
+                return f"{who}layer {self.n_done} of {self.n_total}{' (kept from before)' if self.is_resumed else ''}"
             case Step.SAVED:
                 return f"{who}saved after {self.phases_s:.1f} s"
             case Step.DONE:
@@ -79,13 +83,13 @@ class Progress:
 _PROGRESS = TypeAdapter(Progress)
 
 
-def parse_progress(line: str) -> Progress:
-    """Decode one line of the worker.
+def parse_progress(event: Event) -> Progress:
+    """Decode one event of the worker.
 
     Raises:
         MachineError: It is not what the worker writes: the interpreter runs something else.
     """
     try:
-        return _PROGRESS.validate_json(line)
+        return _PROGRESS.validate_python(event)
     except ValidationError as exc:
-        raise MachineError(f"quantizer: expected a JSON line of progress, got {line.strip()[:200]!r}") from exc
+        raise MachineError(f"quantizer: unknown progress {str(event)[:200]}") from exc

@@ -2,27 +2,35 @@
 
 Reads the source's ``config.json`` and digest and the calibration set; the worker does the quantizing.
 Each checkpoint is built in a staging folder beside its target and renamed when its manifest lies in it,
-so a target is either whole or absent. A finished target made from the same inputs is used again.
+so a target is either whole or absent. A finished target made from the same inputs is used again; of an
+unfinished one the token ids and every finished layer are (``workplace.py``).
 Does not judge the accuracy of what it wrote: ``llmtier profile`` does.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from llmtier.core.errors import InputFileError, MachineError, UsageError
+from llmtier.core.errors import MachineError, UsageError
 from llmtier.core.provenance import Provenance
 from llmtier.core.tier import Checkpoint
 from llmtier.quantize.card import model_card
-from llmtier.quantize.job import PlannedScheme, QuantizeJob, QuantizePlan, plan
-from llmtier.quantize.process import WORKER, running_worker
-from llmtier.quantize.progress import Progress, Step
+from llmtier.quantize.job import Backend, PlannedScheme, QuantizeJob, QuantizePlan
+from llmtier.quantize.plan import plan as make_plan
+from llmtier.quantize.process import running_worker, worker_command
+from llmtier.quantize.progress import Progress, Step, parse_progress
+from llmtier.quantize.survey import survey
+from llmtier.quantize.workplace import Workplace, digest_of, open_workplace
 from llmtier.store.atomic import check_replaceable, staged_directory, write_text
 from llmtier.store.calibration import read_calibration
 from llmtier.store.checkpoints import CheckpointManifest, read_manifest, write_manifest
 from llmtier.store.digests import checkpoint_digest
+
+WORKERS: Mapping[Backend, Sequence[str]] = {
+    Backend.LLMCOMPRESSOR: worker_command("oneshot"),
+    Backend.AUTOAWQ: worker_command("autoawq"),
+}
 
 OnProgress = Callable[[Progress], None]
 ProvenanceOf = Callable[[Mapping[str, str]], Provenance]
@@ -36,10 +44,12 @@ class Inputs:
     Attributes:
         source_digest: Of the source checkpoint.
         calibration_sha256: Of the calibration file; ``None`` where no scheme reads it.
+        rows: That file, found through a recipe where one was given; ``None`` where no scheme reads it.
     """
 
     source_digest: str
     calibration_sha256: str | None
+    rows: Path | None
 
     def calibration_of(self, planned: PlannedScheme) -> str | None:
         """Return the calibration digest as far as it matters to one scheme."""
@@ -47,13 +57,14 @@ class Inputs:
 
 
 def prepare(job: QuantizeJob) -> QuantizePlan:
-    """Read the source's ``config.json`` and plan; what ``--dry-run`` shows.
+    """Look at model, data and machine, and plan; what ``--dry-run`` shows.
 
     Raises:
-        InputFileError: The source is no checkpoint.
-        UsageError: As ``job.plan``.
+        InputFileError: The source is no checkpoint, or a file cannot be read.
+        UsageError: The job cannot work.
+        MachineError: Memory or disk do not hold it.
     """
-    return plan(job, read_model_config(job.model))
+    return make_plan(job, survey(job))
 
 
 def quantize(
@@ -61,57 +72,41 @@ def quantize(
     *,
     python: Path,
     provenance_of: ProvenanceOf,
+    plan: QuantizePlan | None = None,
     on_progress: OnProgress = lambda _progress: None,
     force: bool = False,
-    worker: Path = WORKER,
 ) -> list[Path]:
     """Write the job's checkpoints and return their folders, in the order of its schemes.
 
     Args:
         job: What to write.
-        python: Interpreter of the ``quantize`` environment.
+        python: Interpreter of the backend's environment.
         provenance_of: Describes this run.
+        plan: As ``prepare`` made it for this very job; ``None`` makes it here and tells its notes.
         on_progress: Called with every step, in this thread.
         force: Make again, and replace, what exists.
-        worker: The script that ``python`` runs.
 
     Raises:
         InputFileError: The source or the calibration set cannot be read.
         UsageError: The job cannot work, or a target exists that was made from other inputs.
         MachineError: The worker failed or the disk refused; finished schemes stay.
     """
+    if plan is None:
+        plan = prepare(job)
+        for note in plan.notes:
+            on_progress(Progress(event=Step.NOTE, message=note))
     job = replace(job, model=job.model.absolute(), out=job.out.absolute())
-    quantize_plan = prepare(job)
-    for note in quantize_plan.notes:
-        on_progress(Progress(event=Step.NOTE, message=note))
-    inputs = digest_inputs(job, quantize_plan)
-    pending = [planned for planned in quantize_plan.schemes if force or not is_reusable(planned, job, inputs)]
-    for planned in quantize_plan.schemes:
+    schemes = [replace(planned, folder=planned.folder.absolute()) for planned in plan.schemes]
+    inputs = digest_inputs(job, plan)
+    pending = [planned for planned in schemes if force or not is_reusable(planned, job, inputs)]
+    for planned in schemes:
         if planned not in pending:
-            message = f"{planned.target} was made from these very inputs; used again"
+            message = f"{planned.folder} was made from these very inputs; used again"
             on_progress(Progress(event=Step.REUSED, scheme=planned.scheme, message=message))
     if pending:
         writer = Writer(job=job, inputs=inputs, provenance_of=provenance_of)
-        writer.write_all(pending, python=python, worker=worker, on_progress=on_progress, force=force)
-    return [planned.target for planned in quantize_plan.schemes]
-
-
-def read_model_config(model: Path) -> Mapping[str, object]:
-    """Return the source's ``config.json``.
-
-    Raises:
-        InputFileError: There is none, or it is not a JSON object.
-    """
-    path = model / "config.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise InputFileError("is no checkpoint: config.json cannot be read; give a local folder", path=model) from exc
-    except ValueError as exc:
-        raise InputFileError(f"expected JSON: {exc}", path=path) from exc
-    if not isinstance(document, dict):
-        raise InputFileError("expected a JSON object", path=path)
-    return document
+        writer.write_all(pending, python=python, on_progress=on_progress, force=force)
+    return [planned.folder for planned in schemes]
 
 
 def digest_inputs(job: QuantizeJob, quantize_plan: QuantizePlan) -> Inputs:
@@ -120,17 +115,29 @@ def digest_inputs(job: QuantizeJob, quantize_plan: QuantizePlan) -> Inputs:
     Raises:
         InputFileError: Either cannot be read; a wrong calibration row is named by its line.
     """
-    reads_rows = quantize_plan.needs_data and job.calibration is not None
-    calibration = read_calibration(job.calibration).sha256 if reads_rows and job.calibration else None
-    return Inputs(source_digest=checkpoint_digest(job.model), calibration_sha256=calibration)
+    if not quantize_plan.needs_data or job.calibration is None:
+        return Inputs(source_digest=checkpoint_digest(job.model), calibration_sha256=None, rows=None)
+    read = read_calibration(job.calibration)
+    return Inputs(source_digest=checkpoint_digest(job.model), calibration_sha256=read.sha256, rows=read.path.absolute())
 
 
 def options_of(planned: PlannedScheme, job: QuantizeJob) -> dict[str, object]:
     """Return the options that shape the result of a scheme; others changing it does not matter."""
-    options: dict[str, object] = {"scheme": planned.scheme.value, "preset": planned.preset, "ignored": ["lm_head"]}
+    options: dict[str, object] = {
+        "scheme": planned.scheme.value,
+        "preset": planned.preset,
+        "backend": planned.backend.value,
+        "ignored": list(planned.ignore),
+        "smoothing_strength": planned.smoothing_strength,
+        "has_fp8_kv_cache": planned.has_fp8_kv_cache,
+    }
     if planned.needs_data:
         options |= {"group_size": planned.group_size, "seed": job.seed}
         options |= {"n_samples": job.n_samples, "max_seq_tokens": job.max_seq_tokens}
+    if planned.awq_mappings is not None:
+        options["awq_mappings"] = [
+            {"smooth": rule.smooth, "balance": list(rule.balance)} for rule in planned.awq_mappings
+        ]
     return options
 
 
@@ -140,13 +147,13 @@ def is_reusable(planned: PlannedScheme, job: QuantizeJob, inputs: Inputs) -> boo
     Raises:
         UsageError: Something else is there.
     """
-    manifest = read_manifest(planned.target)
+    manifest = read_manifest(planned.folder)
     if manifest is None:
-        check_replaceable(planned.target, force=False)
+        check_replaceable(planned.folder, force=False)
         return False
     difference = find_difference(manifest, planned, job, inputs)
     if difference is not None:
-        raise UsageError(f"{planned.target}: exists, but {difference}; use --force to replace it")
+        raise UsageError(f"{planned.folder}: exists, but {difference}; use --force to replace it")
     return True
 
 
@@ -161,7 +168,7 @@ def find_difference(
     for name, wanted in options_of(planned, job).items():
         if manifest.recipe.get(name) != wanted:
             return f"it was made with {name} {manifest.recipe.get(name)}, not {wanted}"
-    if checkpoint_digest(planned.target) != manifest.checkpoint.digest:
+    if checkpoint_digest(planned.folder) != manifest.checkpoint.digest:
         return "its files have changed since it was written"
     return None
 
@@ -181,52 +188,75 @@ class Writer:
     provenance_of: ProvenanceOf
 
     def write_all(
-        self, pending: list[PlannedScheme], *, python: Path, worker: Path, on_progress: OnProgress, force: bool
+        self, pending: list[PlannedScheme], *, python: Path, on_progress: OnProgress, force: bool
     ) -> None:
         """Run the worker once for all of ``pending``; each target appears as soon as it is finished.
 
         Raises:
-            MachineError: The worker failed, or left a scheme out.
+            MachineError: The worker failed, or left a scheme out; finished layers stay for the next run.
         """
-        with ExitStack() as unfinished:
+        names = [planned.folder.name for planned in pending]
+        with open_workplace(self.job.out, names=names) as workplace, ExitStack() as unfinished:
             folders = {planned.scheme: Folder(planned, within=unfinished, force=force) for planned in pending}
-            document = self.worker_job(list(folders.values()))
+            document = self.worker_job(list(folders.values()), workplace)
+            worker = WORKERS[self.job.backend]
             tokenized: Progress | None = None
-            with running_worker(document, python=python, worker=worker) as events:
-                for progress in events:
+            with running_worker(document, python=python, worker=worker, lock=workplace.lock) as events:
+                for progress in map(parse_progress, events):
                     tokenized = progress if progress.event is Step.TOKENIZED else tokenized
                     if progress.event is Step.SAVED and progress.scheme in folders:
-                        self.finish(folders.pop(progress.scheme), saved=progress, tokenized=tokenized)
+                        folder = folders.pop(progress.scheme)
+                        self.finish(folder, saved=progress, tokenized=tokenized)
+                        workplace.finish(folder.planned.folder.name)
                     on_progress(progress)
             if folders:
                 raise MachineError(f"quantizer ended without writing {', '.join(scheme.value for scheme in folders)}")
 
-    def worker_job(self, folders: "list[Folder]") -> dict[str, object]:
-        """Return the document that ``worker.py`` reads."""
-        parts = [
-            {
-                "scheme": folder.planned.scheme.value,
-                "group_size": folder.planned.group_size,
-                "needs_data": folder.planned.needs_data,
-                "out": str(folder.staging),
-            }
-            for folder in folders
-        ]
+    def worker_job(self, folders: "list[Folder]", workplace: Workplace) -> dict[str, object]:
+        """Return the document that the worker reads."""
         needs_data = any(folder.planned.needs_data for folder in folders)
-        return {
-            "model": str(self.job.model),
-            "calibration": str(self.job.calibration) if needs_data else None,
+        sampling: dict[str, object] = {
             "n_samples": self.job.n_samples,
             "max_seq_tokens": self.job.max_seq_tokens,
             "seed": self.job.seed,
-            "schemes": parts,
+        }
+        data: dict[str, object] = {"source": self.inputs.source_digest, "calibration": self.inputs.calibration_sha256}
+        return {
+            "model": str(self.job.model),
+            "calibration": str(self.inputs.rows) if needs_data else None,
+            "tokens": str(workplace.tokens(data | sampling)),
+            **sampling,
+            "schemes": [self.worker_part(folder, workplace) for folder in folders],
+        }
+
+    def worker_part(self, folder: "Folder", workplace: Workplace) -> dict[str, object]:
+        """Return what the worker needs to know of one scheme."""
+        planned = folder.planned
+        mappings = planned.awq_mappings
+        identity = {
+            "source": self.inputs.source_digest,
+            "calibration": self.inputs.calibration_of(planned),
+            **options_of(planned, self.job),
+        }
+        return {
+            "scheme": planned.scheme.value,
+            "group_size": planned.group_size,
+            "needs_data": planned.needs_data,
+            "ignore": list(planned.ignore),
+            "smoothing_strength": planned.smoothing_strength,
+            "has_fp8_kv_cache": planned.has_fp8_kv_cache,
+            "awq_mappings": None if mappings is None else [asdict(mapping) for mapping in mappings],
+            "spills": planned.spills,
+            "out": str(folder.staging),
+            "work": str(workplace.scheme_folder(planned.folder.name)),
+            "fingerprint": digest_of(identity),
         }
 
     def finish(self, folder: "Folder", *, saved: Progress, tokenized: Progress | None) -> None:
         """Write card and manifest, the manifest last, and put the folder in its place."""
         planned = folder.planned
         manifest = self.manifest_of(folder, saved=saved, tokenized=tokenized if planned.needs_data else None)
-        write_text(folder.staging / "README.md", model_card(manifest, planned, model=self.job.model.name))
+        write_text(folder.staging / "README.md", model_card(manifest, planned, model=self.job.model_name))
         write_manifest(folder.staging, manifest)
         folder.publish()
 
@@ -234,13 +264,13 @@ class Writer:
         """Describe a finished checkpoint; ``tokenized`` is ``None`` where no data was read."""
         planned = folder.planned
         checkpoint = Checkpoint(
-            path=str(planned.target),
+            path=str(planned.folder),
             scheme=planned.scheme,
             digest=checkpoint_digest(folder.staging),
             source_digest=self.inputs.source_digest,
         )
         calibration_sha256 = self.inputs.calibration_of(planned)
-        recipe = options_of(planned, self.job) | facts_of(saved, tokenized)
+        recipe = options_of(planned, self.job) | facts_of(saved, tokenized) | {"source_revision": self.job.revision}
         return CheckpointManifest(
             checkpoint=checkpoint,
             provenance=self.provenance_of(self.input_digests(calibration_sha256)),
@@ -252,9 +282,9 @@ class Writer:
 
     def input_digests(self, calibration_sha256: str | None) -> dict[str, str]:
         """Return sha256 by input name."""
-        digests = {self.job.model.name: self.inputs.source_digest}
-        if calibration_sha256 is not None and self.job.calibration is not None:
-            digests[self.job.calibration.name] = calibration_sha256
+        digests = {self.job.model_name: self.inputs.source_digest}
+        if calibration_sha256 is not None and self.inputs.rows is not None:
+            digests[self.inputs.rows.name] = calibration_sha256
         return digests
 
 
@@ -264,7 +294,7 @@ class Folder:
     def __init__(self, planned: PlannedScheme, *, within: ExitStack, force: bool) -> None:
         self.planned = planned
         self._stack = within.enter_context(ExitStack())
-        self.staging = self._stack.enter_context(staged_directory(planned.target, force=force))
+        self.staging = self._stack.enter_context(staged_directory(planned.folder, force=force))
 
     def publish(self) -> None:
         """Rename the staging folder to the target."""
@@ -275,5 +305,5 @@ def facts_of(saved: Progress, tokenized: Progress | None) -> dict[str, object]:
     """Return what was observed of a run and stands in the recipe beside the options."""
     facts: dict[str, object] = {"versions": dict(saved.versions), "seconds_by_phase": dict(saved.seconds_by_phase)}
     if tokenized is not None:
-        facts |= {"n_samples_used": tokenized.n_samples, "n_tokens": tokenized.n_tokens}
+        facts |= {"n_samples_used": tokenized.n_samples, "n_tokens": tokenized.n_tokens, "n_cut": tokenized.n_cut}
     return facts

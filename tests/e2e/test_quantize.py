@@ -82,16 +82,20 @@ def provenance_of(inputs: Mapping[str, str]) -> Provenance:
     )
 
 
+SCHEMES = tuple(scheme for scheme in QUANTIZABLE_SCHEMES if scheme is not Scheme.FP8_BLOCK)
+"""Blocks of 128 need another model: test_quantize_resume.py."""
+
+
 def test_every_scheme_is_written_described_and_close_to_its_source(python, source, calibration, tmp_path):
     seen: list[Progress] = []
-    job = QuantizeJob(model=source, schemes=QUANTIZABLE_SCHEMES, out=tmp_path, calibration=calibration, n_samples=8)
+    job = QuantizeJob(model=source, schemes=SCHEMES, out=tmp_path, calibration=calibration, n_samples=8, device="h100")
 
     paths = quantize(job, python=python, provenance_of=provenance_of, on_progress=seen.append)
 
     layers = [(step.scheme, step.n_done) for step in seen if step.event is Step.LAYER]
     assert [(Scheme.AWQ, 1), (Scheme.AWQ, 2), (Scheme.GPTQ, 1), (Scheme.GPTQ, 2)] == layers
-    assert "group size 32: the layers do not divide into groups of 128" in [step.message for step in seen]
-    for scheme, path in zip(QUANTIZABLE_SCHEMES, paths, strict=True):
+    assert any("group size 32" in (step.message or "") for step in seen if step.event is Step.NOTE)
+    for scheme, path in zip(SCHEMES, paths, strict=True):
         assert scheme is infer_scheme(path)
         assert open_checkpoint(path).source_digest == open_checkpoint(source).digest
         assert (source / "tokenizer.json").read_bytes() == (path / "tokenizer.json").read_bytes()

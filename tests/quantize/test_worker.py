@@ -1,6 +1,8 @@
-"""The parts of the worker that need none of its libraries; the rest runs in tests/e2e/test_quantize.py."""
+"""The parts of the workers that need none of their libraries; the rest runs in tests/e2e/."""
 
 import ast
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmtier.core.errors import UsageError
-from llmtier.quantize import worker
-from llmtier.quantize.process import WORKER, running_worker
+from llmtier.core.errors import InputFileError, MachineError, UsageError
+from llmtier.quantize.process import BOOTSTRAP, running_worker, worker_command
+from llmtier.quantize.worker import layers, oneshot, recipe, tokens
+from llmtier.quantize.worker.report import WorkerError
+
+WORKERS = BOOTSTRAP.parent
 
 
 class FakeTokenizer:
     """One token per character, ids from 10; BOS is 1 and is added unless told otherwise."""
 
-    bos_token_id = 1
+    bos_token_id: int | None = 1
+    chat_template: str | None = "a template"
 
     def apply_chat_template(self, messages, tokenize):
         return "^" + "".join(message["content"] for message in messages)
@@ -30,37 +36,48 @@ class FakeTokenizer:
 def test_chat_rows_get_one_bos_from_their_template():
     row = {"messages": [{"role": "user", "content": "ab"}]}
 
-    assert [1, 97, 98] == worker.token_ids(FakeTokenizer(), row, max_tokens=9)
+    assert [1, 97, 98] == tokens.token_ids(FakeTokenizer(), row)
 
 
 @pytest.mark.parametrize("text", ["ab", "^ab"])
 def test_text_rows_get_one_bos_from_the_tokenizer(text):
-    assert [1, 97, 98] == worker.token_ids(FakeTokenizer(), {"text": text}, max_tokens=9)
+    assert [1, 97, 98] == tokens.token_ids(FakeTokenizer(), {"text": text})
 
 
-def test_long_rows_are_cut():
-    assert [1, 97] == worker.token_ids(FakeTokenizer(), {"text": "abcdef"}, max_tokens=2)
+def test_messages_without_a_template_are_plain_text_with_the_tokenizers_bos():
+    tokenizer = FakeTokenizer()
+    tokenizer.chat_template = None
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+    assert [1, 97, 10, 98] == tokens.token_ids(tokenizer, row)
+
+
+def test_a_tokenizer_without_bos_keeps_what_begins_twice_alike():
+    tokenizer = FakeTokenizer()
+    tokenizer.bos_token_id = None
+
+    assert [97, 97] == tokens.token_ids(tokenizer, {"messages": [{"role": "user", "content": "aa"}]})[1:]
 
 
 def test_rows_are_drawn_by_seed_in_file_order(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"text": "{index}\u2028"}}\n' for index in range(50)), encoding="utf-8")
 
-    first = worker.read_rows(path, n_samples=20, seed=1)
-    again = worker.read_rows(path, n_samples=20, seed=1)
-    other = worker.read_rows(path, n_samples=20, seed=2)
+    first = tokens.read_rows(path, n_samples=20, seed=1)
+    again = tokens.read_rows(path, n_samples=20, seed=1)
+    other = tokens.read_rows(path, n_samples=20, seed=2)
     numbers = [int(row["text"][:-1]) for row in first]
 
     assert first == again
     assert first != other
     assert numbers == sorted(set(numbers))
     assert 20 == len(numbers)
-    assert 50 == len(worker.read_rows(path, n_samples=99, seed=1))
+    assert 50 == len(tokens.read_rows(path, n_samples=99, seed=1))
 
 
 @given(samples=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6)), max_tokens=st.integers(6, 20))
 def test_batches_hold_every_sample_once_unpadded_and_within_the_limit(samples, max_tokens):
-    batches = worker.equal_length_batches(samples, max_tokens=max_tokens)
+    batches = tokens.equal_length_batches(samples, max_tokens=max_tokens)
 
     assert sorted(samples) == sorted(ids for batch in batches for ids in batch)
     assert all(1 == len({len(ids) for ids in batch}) for batch in batches)
@@ -68,53 +85,114 @@ def test_batches_hold_every_sample_once_unpadded_and_within_the_limit(samples, m
 
 
 def test_group_size_other_than_the_preset_is_spelled_out():
-    spelled = worker.four_bit_format(is_symmetric=False, group_size=32)["config_groups"]["group_0"]
+    spelled = recipe.four_bit_format({"group_size": 32}, is_symmetric=False)["config_groups"]["group_0"]
+    preset = recipe.four_bit_format({"group_size": 128}, is_symmetric=False)
 
-    assert {"scheme": "W4A16_ASYM", "targets": ["Linear"]} == worker.four_bit_format(is_symmetric=False, group_size=128)
+    assert {"scheme": "W4A16_ASYM", "targets": ["Linear"]} == preset
     assert (32, False) == (spelled["weights"]["group_size"], spelled["weights"]["symmetric"])
 
 
-def test_worker_imports_only_the_standard_library_at_its_top():
-    tree = ast.parse(WORKER.read_text(encoding="utf-8"))
-    modules = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+@pytest.mark.parametrize("path", sorted(WORKERS.glob("*.py")), ids=lambda path: path.stem)
+def test_workers_need_no_library_at_import_and_nothing_of_llmtier_but_core(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    runtime = [node for node in tree.body if not isinstance(node, ast.If)]
+    modules = {alias.name for node in runtime if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module or "" for node in runtime if isinstance(node, ast.ImportFrom)}
+    ours = {name for name in modules if name.split(".")[0] == "llmtier"}
+    anywhere = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    reached = {node.module for node in anywhere if (node.module or "").startswith("llmtier")}
 
-    assert {name.split(".")[0] for name in modules} <= set(sys.stdlib_module_names)
-    assert "llmtier" not in {name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert {name.split(".")[0] for name in modules - ours} <= set(sys.stdlib_module_names)
+    assert all(name.startswith(("llmtier.core", "llmtier.quantize.worker")) for name in ours | reached)
+
+
+def test_bootstrap_shows_a_worker_its_package_and_nothing_beside_it(tmp_path):
+    probe = "import sys; from llmtier.core import tier; import importlib.util as u; print(u.find_spec('pydantic'), tier.Scheme.AWQ)"
+    names = f"import runpy; runpy.run_path({str(BOOTSTRAP)!r})['enter_package'](__import__('pathlib').Path({str(BOOTSTRAP.parents[2])!r}))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"{names}\n{probe}"], capture_output=True, text=True, check=True
+    )
+
+    assert "None awq\n" == done.stdout
+
+
+def worker_script(folder: Path, body: str) -> tuple[str, ...]:
+    """A worker whose ``run(job, report)`` has this body, started as the real ones are but for the bootstrap."""
+    script = folder / "script.py"
+    script.write_text(
+        f"import runpy, time\nfrom pathlib import Path\n"
+        f"runpy.run_path({str(BOOTSTRAP)!r})['enter_package'](Path({str(BOOTSTRAP.parents[2])!r}))\n"
+        f"from llmtier.quantize.worker.report import WorkerError, run_worker\n"
+        f"def run(job, report):\n    {body}\nrun_worker(run)\n"
+    )
+    return (str(script),)
 
 
 def test_worker_ends_when_its_parent_is_gone(tmp_path):
-    script = tmp_path / "wait.py"
-    script.write_text(
-        f"import runpy, time\nnames = runpy.run_path({str(WORKER)!r})\nnames['leave_with_parent']()\n"
-        "print('up', flush=True)\ntime.sleep(60)\n"
-    )
-    process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    script = worker_script(tmp_path, "report('up'); time.sleep(60)")
+    process = subprocess.Popen([sys.executable, *script, "{}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdout:
-        assert b"up\n" == process.stdout.readline()
+        assert b'{"event": "up"}\n' == process.stdout.readline()
         process.stdin.close()
         assert 1 == process.wait(timeout=10)
 
 
-def test_refusal_reaches_the_caller_whatever_a_library_prints(tmp_path):
-    # Without torch here: the job is refused before any library is needed.
-    script = tmp_path / "refuse.py"
-    script.write_text(
-        f"import importlib.util, sys\nspec = importlib.util.spec_from_file_location('worker', {str(WORKER)!r})\n"
-        "worker = importlib.util.module_from_spec(spec)\nsys.modules['worker'] = worker\nspec.loader.exec_module(worker)\n"
-        "def run(job, *, report):\n    print('a library talks')\n    raise worker.WorkerError('no ' + job['word'])\n"
-        "worker.run = run\nworker.main()\n"
-    )
-    job = {"word": "way"}
+@pytest.mark.parametrize(
+    ("kind", "error"), [("usage", UsageError), ("input", InputFileError), ("machine", MachineError)]
+)
+def test_refusal_reaches_the_caller_as_its_kind_whatever_a_library_prints(tmp_path, kind, error):
+    script = worker_script(tmp_path, f"print('a library talks'); raise WorkerError('no ' + job['word'], kind={kind!r})")
 
     with (
-        running_worker(job, python=Path(sys.executable), worker=script) as events,
-        pytest.raises(UsageError, match="no way"),
+        running_worker({"word": "way"}, python=Path(sys.executable), worker=script) as events,
+        pytest.raises(error, match="no way"),
     ):
         list(events)
 
 
-def test_worker_file_is_where_the_stage_looks_for_it():
-    assert Path(worker.__file__) == WORKER
+def test_named_workers_exist():
+    assert (WORKERS / "oneshot.py").is_file()
+    assert (str(BOOTSTRAP), "llmtier.quantize.worker.oneshot") == worker_command("oneshot")
+
+
+def test_store_of_another_run_is_emptied_and_gaps_do_not_count(tmp_path):
+    store = layers.open_store(tmp_path / "work", {"inputs": "a"})
+    for part in (0, 1, 3):
+        store.path(0, part).touch()
+
+    assert 2 == layers.open_store(tmp_path / "work", {"inputs": "a"}).n_done(0)
+    assert 0 == layers.open_store(tmp_path / "work", {"inputs": "b"}).n_done(0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_broken_run_file_is_another_run(tmp_path, text):
+    store = layers.open_store(tmp_path, {"inputs": "a"})
+    store.path(0, 0).touch()
+    (tmp_path / "run.json").write_text(text)
+
+    assert 0 == layers.open_store(tmp_path, {"inputs": "a"}).n_done(0)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "advice"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "disk", "disk is full"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "machine", r"--samples \(now 8\)"),
+        (MemoryError(), "machine", r"--max-seq-tokens \(now 16\)"),
+    ],
+)
+def test_what_ran_out_is_said_with_what_to_do(error, kind, advice):
+    with (
+        pytest.raises(WorkerError, match=advice) as refused,
+        oneshot.machine_errors({"n_samples": 8, "max_seq_tokens": 16}),
+    ):
+        raise error
+
+    assert kind == refused.value.kind
+
+
+def test_any_other_error_is_not_taken_for_a_machines():
+    with pytest.raises(RuntimeError, match="shapes"), oneshot.machine_errors({"n_samples": 8, "max_seq_tokens": 16}):
+        raise RuntimeError("shapes differ")

@@ -1,0 +1,108 @@
+"""Whether a job fits into the memory and onto the disk of this machine: go, spill to files, or refuse and say how far.
+
+Pure. A refusal names the option to lower and the largest value that fits.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from llmtier.core.errors import DiskError, MachineError
+from llmtier.quantize.demand import Workload, uniform_workload
+from llmtier.quantize.job import PlannedScheme, QuantizeJob
+
+DISK_SLACK_BYTES = 256_000_000  # tokenizer, cards, the file system's own
+MIN_SUGGESTED_ROWS = 16  # below, GPTQ and AWQ have too little to go by: AWQ's paper (arXiv 2306.00978) uses 16 to 32
+MIN_SUGGESTED_TOKENS = 64
+
+Needs = Callable[[Workload], int]
+"""Memory that a workload needs."""
+
+
+def check_memory(
+    planned: PlannedScheme, job: QuantizeJob, *, needs: Needs, workload: Workload, free_bytes: int
+) -> None:
+    """Refuse a scheme whose need exceeds the free memory.
+
+    Raises:
+        MachineError: It does; says which option to lower and to what.
+    """
+    need = needs(workload)
+    if need <= free_bytes:
+        return
+    advice = suggest(job, needs=needs, workload=workload, free_bytes=free_bytes)
+    raise MachineError(
+        f"{planned.scheme.value} needs about {gigabytes(need)} of memory, {gigabytes(free_bytes)} are free: {advice}"
+    )
+
+
+def suggest(job: QuantizeJob, *, needs: Needs, workload: Workload, free_bytes: int) -> str:
+    """Return what to lower and to what value, as far as that can help."""
+    n_rows = largest(lambda n: needs(workload.with_rows(n)) <= free_bytes, workload.n_rows)
+    n_tokens = largest(lambda n: fits_uniform(needs, n, free_bytes, workload.n_rows), job.max_seq_tokens)
+    options = []
+    if n_rows >= MIN_SUGGESTED_ROWS:
+        options.append(f"--samples to {n_rows} (now {job.n_samples})")
+    if MIN_SUGGESTED_TOKENS <= n_tokens < job.max_seq_tokens:
+        options.append(f"--max-seq-tokens to {n_tokens} (now {job.max_seq_tokens})")
+    if options:
+        return f"lower {' or '.join(options)}"
+    both = suggest_both(job, needs=needs, workload=workload, free_bytes=free_bytes)
+    if both is not None:
+        return both
+    what = "calibration" if workload.n_rows else "the work"
+    return f"the model itself leaves no room for {what}; take a machine with more memory"
+
+
+def suggest_both(job: QuantizeJob, *, needs: Needs, workload: Workload, free_bytes: int) -> str | None:
+    """Return values for both options, the longest rows of which enough fit; ``None`` when nothing does."""
+    n_tokens = job.max_seq_tokens // 2
+    while n_tokens >= MIN_SUGGESTED_TOKENS:
+        n_rows = largest(partial(fits_uniform, needs, n_tokens, free_bytes), workload.n_rows)
+        if n_rows >= MIN_SUGGESTED_ROWS:
+            now = f"now {job.max_seq_tokens} and {job.n_samples}"
+            return f"lower --max-seq-tokens to {n_tokens} and --samples to {n_rows} ({now})"
+        n_tokens //= 2
+    return None
+
+
+def fits_uniform(needs: Needs, n_tokens: int, free_bytes: int, n_rows: int) -> bool:
+    """Tell whether rows of one length fit."""
+    return needs(uniform_workload(n_rows=n_rows, n_tokens=n_tokens)) <= free_bytes
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """Return the largest number from 0 to ``limit`` that fits, where smaller ones fit too."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def check_disk(schemes: Sequence[PlannedScheme], *, free_bytes: int, folder: Path, n_rows: int) -> None:
+    """Refuse a job whose checkpoints and work files do not fit; ``n_rows`` are the calibration rows used.
+
+    Raises:
+        DiskError: They do not.
+    """
+    estimates = [planned.estimate for planned in schemes if planned.estimate is not None]
+    kept = sum(estimate.disk_bytes for estimate in estimates)
+    largest_work = max(estimates, key=lambda estimate: estimate.work_bytes)
+    passing = largest_work.work_bytes
+    if kept + passing + DISK_SLACK_BYTES <= free_bytes:
+        return
+    cache = largest_work.activation_cache_bytes if largest_work.spills else 0
+    room = free_bytes - kept - (passing - cache) - DISK_SLACK_BYTES
+    fitting = room * n_rows // cache if cache else 0
+    lower = f", or lower --samples to {fitting}" if fitting >= MIN_SUGGESTED_ROWS else ""
+    with_cache = f", {gigabytes(cache)} of it the activation cache in files" if cache else ""
+    raise DiskError(
+        f"{folder}: needs {gigabytes(kept)} for the checkpoints and {gigabytes(passing)} during the work{with_cache}; "
+        f"{gigabytes(free_bytes)} are free; free some space or choose another --output{lower}"
+    )
+
+
+def gigabytes(n_bytes: float) -> str:
+    """Return bytes as people read them: ``1.5 GB``."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"

@@ -1,0 +1,219 @@
+"""The worker that quantizes a model, run by the ``quantize`` environment's interpreter.
+
+    python -I bootstrap.py llmtier.quantize.worker.oneshot '{"model": ..., "calibration": ..., "schemes": [...]}'
+
+Reads the source checkpoint and the calibration rows (JSON lines); writes each quantized checkpoint into
+the folder that the job names for it, and what a restart needs into the work folders. Standard output carries JSON
+lines of progress and nothing else; whatever the libraries print goes to standard error. Ends at once when its
+standard input closes, so that it never outlives the command that started it.
+
+It checks nothing that ``job.plan`` has checked, and writes no manifest.
+Written against llm-compressor 0.14 (one model, one recipe, ``oneshot``).
+"""
+
+import errno
+import importlib.metadata
+import os
+import random
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from llmtier.quantize.worker.layers import open_store
+from llmtier.quantize.worker.pipeline import LayerPipeline
+from llmtier.quantize.worker.recipe import make_recipe
+from llmtier.quantize.worker.report import Report, WorkerError, run_worker
+from llmtier.quantize.worker.tokens import Samples, load_samples, make_loader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+COPIED_FILES = (*TOKENIZER_FILES, "chat_template*", "generation_config.json")
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Threads that wait sleep instead of spinning. Where other work shares the cores, spinning costs more than the
+    # work: AWQ, 2 layers of width 128, 64 rows, 2 busy AVX-512 cores: 139 s spinning, 19 s sleeping (2026-11-20).
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds per phase, in the order of the phases."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    since_s: float = field(default_factory=perf_counter)
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last lap under ``phase``."""
+        now_s = perf_counter()
+        self.seconds[phase] = round(now_s - self.since_s, 3)
+        self.since_s = now_s
+
+
+def load_model(path: str) -> "PreTrainedModel":
+    """Load the source in the type its weights are stored in.
+
+    Raises:
+        WorkerError: It cannot be loaded, or a weight is NaN or infinite.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    except (OSError, ValueError, KeyError) as error:
+        if is_disk_or_memory(error):
+            raise
+        raise WorkerError(f"{path}: transformers cannot load it: {error}", kind="input") from error
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            raise WorkerError(f"{path}: weight {name} holds NaN or infinity; the checkpoint is broken", kind="input")
+    return model
+
+
+def compress(
+    model: "PreTrainedModel", part: dict[str, Any], job: dict[str, Any], *, samples: Samples | None, report: Report
+) -> None:
+    """Quantize ``model`` in place by the recipe of one scheme; ``samples`` is ``None`` where it needs no data."""
+    from llmcompressor import oneshot
+    from llmcompressor.pipelines.registry import CalibrationPipeline
+
+    recipe = make_recipe(part, model)
+    if samples is None:
+        oneshot(model=model, recipe=recipe)
+        return
+    store = open_store(Path(part["work"]), identity_of(part, job))
+    spill = Path(part["work"]) / "spill" if part["spills"] else None
+    pipeline = LayerPipeline(store, report, part["scheme"], spill)
+    name = f"llmtier_{part['scheme']}"
+    CalibrationPipeline.register_value(value=lambda: pipeline, name=name)
+    loader = make_loader(samples.ids, max_tokens=job["max_seq_tokens"])
+    oneshot(model=model, recipe=recipe, dataset=loader, num_calibration_samples=len(loader), pipeline=name)
+
+
+def identity_of(part: dict[str, Any], job: dict[str, Any]) -> dict[str, object]:
+    """Return all that a layer's bits depend on: the inputs, the libraries, and how sums are split among threads."""
+    import torch
+
+    return {
+        "inputs": part["fingerprint"],
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "n_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "accelerator": str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else None,
+        "seed": job["seed"],
+    }
+
+
+def save(model: "PreTrainedModel", *, source: Path, out: Path) -> None:
+    """Write the weights compressed, and the source's tokenizer and generation defaults byte for byte.
+
+    Saving a tokenizer object instead would write back the state that tokenizing left in it.
+    """
+    model.save_pretrained(out, save_compressed=True)
+    for path in (path for pattern in COPIED_FILES for path in source.glob(pattern) if path.is_file()):
+        shutil.copyfile(path, out / path.name)
+
+
+def set_seed(seed: int) -> None:
+    """Seed every generator that the libraries may draw from."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (the libraries draw from the global one)
+    torch.manual_seed(seed)
+
+
+def peak_memory_bytes() -> int:
+    """Return this process's largest resident memory so far; with several schemes the first ones count in."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def run_scheme(job: dict[str, Any], part: dict[str, Any], *, samples: Samples | None, report: Report) -> None:
+    """Load, quantize and save for one scheme; the model is loaded anew, as quantizing changes it in place."""
+    stopwatch = Stopwatch()
+    report("loading", scheme=part["scheme"])
+    set_seed(job["seed"])
+    model = load_model(job["model"])
+    stopwatch.lap("load")
+    compress(model, part, job, samples=samples if part["needs_data"] else None, report=report)
+    stopwatch.lap("quantize")
+    save(model, source=Path(job["model"]), out=Path(part["out"]))
+    stopwatch.lap("save")
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    report(
+        "saved",
+        scheme=part["scheme"],
+        seconds_by_phase=stopwatch.seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        versions=versions,
+    )
+
+
+def run(job: dict[str, Any], report: Report) -> None:
+    """Do the whole job: tokenize once, then one scheme after the other."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    begun_s = perf_counter()
+    stopwatch = Stopwatch()
+    with machine_errors(job):
+        samples = load_samples(job, report=report) if job["calibration"] is not None else None
+        stopwatch.lap("tokenize")
+        if samples is not None:
+            counts = {"n_samples": len(samples.ids), "n_tokens": samples.n_tokens, "n_cut": samples.n_cut}
+            report("tokenized", **counts, seconds_by_phase=stopwatch.seconds)
+        for part in job["schemes"]:
+            run_scheme(job, part, samples=samples, report=report)
+    report("done", seconds=round(perf_counter() - begun_s, 3), peak_memory_bytes=peak_memory_bytes())
+
+
+@contextmanager
+def machine_errors(job: dict[str, Any]) -> Iterator[None]:
+    """Say in one line that memory or disk ran out, and which option to lower.
+
+    Raises:
+        WorkerError: They did.
+    """
+    try:
+        yield
+    except WorkerError:
+        raise
+    except Exception as error:  # safetensors and torch have classes of their own for a full disk or memory
+        kind = is_disk_or_memory(error)
+        match kind:
+            case "disk":
+                message = f"the disk is full ({error}); free some space and run the same command again"
+            case "machine":
+                options = f"--samples (now {job['n_samples']}) or --max-seq-tokens (now {job['max_seq_tokens']})"
+                message = (
+                    f"out of memory ({str(error)[:200] or type(error).__name__}); lower {options} and run it again"
+                )
+            case _:
+                raise
+        raise WorkerError(message, kind=kind) from error
+
+
+def is_disk_or_memory(error: BaseException) -> str | None:
+    """Tell what ran out, as the kind of a refusal: ``disk``, ``machine`` for memory, ``None`` for any other error."""
+    text = str(error).lower()
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text:
+        return "disk"
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "machine"
+    return "machine" if getattr(error, "errno", None) == errno.ENOMEM else None
+
+
+if __name__ == "__main__":
+    run_worker(run)

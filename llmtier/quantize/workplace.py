@@ -1,0 +1,110 @@
+"""The folder beside the checkpoints where an unfinished run keeps what a restart needs: ``<out>/.llmtier-work``.
+
+Holds the token ids (``tokens-<digest>.json``) and, for each scheme, a folder of finished layers that the worker reads
+and writes. One run at a time: a lock on ``out`` itself that the worker inherits, so that it is held until both are gone.
+Nothing here counts as a checkpoint, and all of it may be deleted when no run is under way.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtier.core.errors import UsageError
+from llmtier.store.atomic import disk_errors
+
+WORK_FOLDER = ".llmtier-work"
+LOCK_WAIT_S = 10.0  # a killed command's worker ends within milliseconds; another command's run does not
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """A locked work folder.
+
+    Attributes:
+        folder: Its path.
+        lock: File descriptor of the held lock, to be handed to the worker.
+    """
+
+    folder: Path
+    lock: int
+
+    def tokens(self, identity: Mapping[str, object]) -> Path:
+        """Return the file for the token ids that ``identity`` determines."""
+        return self.folder / f"tokens-{digest_of(identity)[:16]}.json"
+
+    def scheme_folder(self, name: str) -> Path:
+        """Return the folder for the finished layers of the checkpoint called ``name``."""
+        return self.folder / name
+
+    def finish(self, name: str) -> None:
+        """Drop the layers of a checkpoint that lies in its place."""
+        shutil.rmtree(self.scheme_folder(name), ignore_errors=True)
+
+
+@contextmanager
+def open_workplace(out: Path, *, names: list[str], sleep: Callable[[float], None] = time.sleep) -> Iterator[Workplace]:
+    """Lock the work folder of ``out``; remove what killed runs left of the checkpoints called ``names``.
+
+    On success the folder goes away, unless unfinished layers of other checkpoints lie in it; on failure its files stay.
+
+    Raises:
+        UsageError: Another run holds the lock.
+        DiskError: The file system refused.
+    """
+    folder = out / WORK_FOLDER
+    with disk_errors(folder):
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        wait_for_lock(descriptor, out, sleep=sleep)
+        for name in names:
+            remove_staging(out, name)
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+        yield Workplace(folder, descriptor)
+        clean(folder)
+    finally:
+        with suppress(OSError):  # it holds something, or is gone
+            folder.rmdir()
+        os.close(descriptor)
+
+
+def wait_for_lock(descriptor: int, out: Path, *, sleep: Callable[[float], None]) -> None:
+    """Take the lock, or give up after ``LOCK_WAIT_S``.
+
+    Raises:
+        UsageError: Somebody else keeps it.
+    """
+    for _ in range(round(LOCK_WAIT_S / POLL_S)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sleep(POLL_S)
+        else:
+            return
+    raise UsageError(f"{out}: another llmtier quantize writes there; wait for it, or choose another --output")
+
+
+def remove_staging(out: Path, name: str) -> None:
+    """Remove the half-written folders that killed runs left beside ``name``."""
+    for leftover in out.glob(f".{name}.????????.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove the work folder when no checkpoint's layers are left in it."""
+    if not any(entry.is_dir() for entry in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def digest_of(identity: Mapping[str, object]) -> str:
+    """Return sha256 over plain data, hex; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
