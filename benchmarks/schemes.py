@@ -111,7 +111,7 @@ def measure(scheme: str, *, out: Path, calibration: Path, python: Path, n_prompt
         seconds, complaint = make(scheme, out, calibration)
         folder = folder_of(scheme, out)
         if complaint is not None:
-            return Row(scheme, None, None, False, None, None, None, complaint)
+            return Row(scheme, None, None, False, None, None, None, complaint.partition(f"{scheme} ")[2] or complaint)
     print(f"{scheme}: starting the engine", file=sys.stderr)
     try:
         answers = serve(scheme, folder, python=python, log=out / f"{scheme}.log", n_prompts=n_prompts)
@@ -148,9 +148,11 @@ PAGE = """# Schemes: what can be made and served on one CPU
 Made by `python benchmarks/schemes.py --json benchmarks/results/schemes.json --markdown docs/schemes.md`; do not edit.
 
 Every checkpoint is made by `llmtier quantize` from the demo's `mini` ({megabytes:.1f} MB in bf16), loaded by vLLM {vllm}
-without any quantization flag, and asked {n_asked} questions of the demo's evaluation set, {concurrency} at a time, on
-{cores} cores of {cpu} ({flags}), {when}. Seconds are those of the whole command. At this size an engine spends
-its time around the model, so the speeds say little of large models; that each scheme loads, and answers as well, does.
+without any quantization flag, and asked {n_asked} questions of the demo's evaluation set, {concurrency} at a time.
+Machine: {cores} cores of {cpu} ({flags}), {when}.
+
+Seconds are those of the whole command. At this size an engine spends its time around the model, so the speeds say little
+of large models; that each scheme loads, and answers as well as its source, does.
 
 | scheme | MB | seconds to make | loads | tokens/s | right | 95 % interval | note |
 |---|---|---|---|---|---|---|---|

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from llmtier import __version__
-from llmtier.cli import demo, doctor, env, explain, fit, init, logs, profile, quantize, replay, serve
+from llmtier.cli import calibration, demo, doctor, env, explain, fit, init, logs, profile, quantize, replay, serve
 
 app = typer.Typer(
     name="llmtier",
@@ -41,6 +41,7 @@ def prepare(
 app.command("init")(init.init)
 app.command("doctor")(doctor.doctor)
 app.add_typer(env.app, name="env")
+app.add_typer(calibration.app, name="calibration")
 app.command("quantize")(quantize.quantize)
 app.command("profile")(profile.profile)
 app.command("replay")(replay.replay)

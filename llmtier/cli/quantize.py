@@ -67,8 +67,7 @@ def quantize(
     exports = is_choice("--export", export, AUTOAWQ)
     interpreters = Interpreters(python)
     if exports and not schemes:
-        report(export_all([Path(model)], interpreters, seed=seed, force=force), is_json=is_json)
-        return
+        return report(export_all([Path(model)], interpreters, seed=seed, force=force), is_json=is_json)
     check_schemes(schemes, exports=exports)
     source = resolve(model, revision=revision, interpreters=interpreters)
     job = QuantizeJob(
@@ -91,10 +90,8 @@ def quantize(
     )
     plan = prepare(job)
     if dry_run:
-        show_plan(plan, is_json=is_json)
-        return
-    print_plan(plan, sys.stderr)
-    report(run(job, plan, interpreters, force=force, exports=exports), is_json=is_json)
+        return show_plan(plan, is_json=is_json)
+    return report(run(job, plan, interpreters, force=force, exports=exports), is_json=is_json)
 
 
 class Interpreters:
@@ -197,9 +194,10 @@ def print_plan(plan: "QuantizePlan", stream: TextIO) -> None:
 def run(
     job: "QuantizeJob", plan: "QuantizePlan", interpreters: Interpreters, *, force: bool, exports: bool
 ) -> list[Path]:
-    """Carry the plan out; return the folders."""
+    """Say the plan and carry it out; return the folders."""
     from llmtier.quantize.run import quantize as write_checkpoints
 
+    print_plan(plan, sys.stderr)
     python = interpreters.for_backend(job.backend)
     provenance_of = provenance_by(job.seed)
     with watching() as watch:

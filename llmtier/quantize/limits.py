@@ -98,7 +98,8 @@ def check_disk(schemes: Sequence[PlannedScheme], *, free_bytes: int, folder: Pat
     lower = f", or lower --samples to {fitting}" if fitting >= MIN_SUGGESTED_ROWS else ""
     with_cache = f", {gigabytes(cache)} of it the activation cache in files" if cache else ""
     raise DiskError(
-        f"{folder}: needs {gigabytes(kept)} for the checkpoints and {gigabytes(passing)} during the work{with_cache}; "
+        f"{folder}: needs {gigabytes(kept)} for the checkpoints, {gigabytes(passing)} during the work{with_cache}, "
+        f"and {gigabytes(DISK_SLACK_BYTES)} to spare; "
         f"{gigabytes(free_bytes)} are free; free some space or choose another --output{lower}"
     )
 

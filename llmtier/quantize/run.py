@@ -187,9 +187,7 @@ class Writer:
     inputs: Inputs
     provenance_of: ProvenanceOf
 
-    def write_all(
-        self, pending: list[PlannedScheme], *, python: Path, on_progress: OnProgress, force: bool
-    ) -> None:
+    def write_all(self, pending: list[PlannedScheme], *, python: Path, on_progress: OnProgress, force: bool) -> None:
         """Run the worker once for all of ``pending``; each target appears as soon as it is finished.
 
         Raises:

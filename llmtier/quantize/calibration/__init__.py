@@ -1,0 +1,1 @@
+"""Recipe and sources to a calibration set: duplicates out, held-out split, stratified choice, manifest."""
