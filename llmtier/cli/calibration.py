@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -55,6 +55,7 @@ def build(
 
     Example: llmtier calibration build calibration/support.toml
     """
+    from llmtier.quantize.calibration.inspection import describe_system_prompt
     from llmtier.quantize.calibration.planning import plan_build
     from llmtier.store.calibration_recipe import read_recipe
 
@@ -73,9 +74,10 @@ def build(
             typer.echo(f"{plan.paths.folder / split.file}: {split.n_rows} rows, {tokens_of(split, manifest)}")
         if not is_new:
             output.say("  up to date: recipe and sources are those it was built from")
-    n_findings = max((finding.n_rows for finding in manifest.findings), default=0)
-    if fail_on_findings and n_findings:
-        raise NegativeAnswerError(f"{plan.paths.calibration}: rows hold what looks like secrets or personal data")
+    has_rows = any(finding.n_rows for finding in manifest.findings)
+    problems = finding_problems("rows" if has_rows else None, describe_system_prompt(plan.file.system_prompt))
+    if fail_on_findings and problems:
+        raise NegativeAnswerError(f"{plan.paths.calibration}: {'; '.join(problems)}")
 
 
 @app.command("show")
@@ -120,8 +122,8 @@ def check(path: SetArgument, fail_on_findings: FailOption = False, is_json: Json
 
     result = check_set(path)
     problems = list(result.problems)
-    if fail_on_findings and result.n_findings:
-        problems.append(f"{result.n_findings} rows hold what looks like secrets or personal data")
+    if fail_on_findings:
+        problems += finding_problems(f"{result.n_findings} rows" if result.n_findings else None, result.prompt_findings)
     if is_json:
         facts = {"path": str(result.path), "has_manifest": result.has_manifest, "rows": result.n_rows}
         answer = {"is_fine": not problems, "problems": problems, "warnings": list(result.warnings)}
@@ -218,6 +220,15 @@ class PhaseLines:
             )
 
 
+def finding_problems(rows: str | None, of_prompt: Sequence[str]) -> list[str]:
+    """Return what ``--fail-on-findings`` says no to: ``rows`` as they are called, and the system prompt."""
+    said = "what looks like secrets or personal data"
+    return [
+        *([] if rows is None else [f"{rows} hold {said}"]),
+        *([f"the system prompt holds {said}"] if of_prompt else []),
+    ]
+
+
 def show_plan(plan: "BuildPlan", *, is_json: bool) -> None:
     """Say what a build would read and write."""
     recipe = plan.file.recipe
@@ -248,7 +259,7 @@ def show_file(facts: "FileFacts") -> None:
             domain,
             str(n),
             str(facts.tokens_by_domain[domain]),
-            output.percent(facts.tokens_by_domain[domain] / facts.n_tokens),
+            output.percent(facts.tokens_by_domain[domain] / facts.n_tokens if facts.n_tokens else None),
         )
         for domain, n in facts.rows_by_domain.items()
     ]

@@ -38,7 +38,7 @@ def model_card(manifest: CheckpointManifest, planned: PlannedScheme, *, model: s
         scheme=planned.scheme.value,
         preset=planned.preset,
         layout="autoawq" if planned.backend is Backend.AUTOAWQ else "compressed-tensors",
-        details=describe_details(planned),
+        details=describe_details(planned, manifest.recipe["n_rounded"]),
         ignored=", ".join(f"`{name}`" for name in planned.ignore),
         revision=f"`{manifest.recipe['source_revision']}`" if manifest.recipe["source_revision"] else "a local folder",
         backend=planned.backend.value,
@@ -55,11 +55,12 @@ def model_card(manifest: CheckpointManifest, planned: PlannedScheme, *, model: s
     )
 
 
-def describe_details(planned: PlannedScheme) -> str:
+def describe_details(planned: PlannedScheme, n_rounded: int | None) -> str:
     """Say what the format's name leaves open."""
     details = {
         f"groups of {planned.group_size}": planned.group_size is not None,
         f"SmoothQuant {planned.smoothing_strength}": planned.smoothing_strength is not None,
+        f"{n_rounded} layers rounded without GPTQ": bool(n_rounded),
         "scales for an fp8 KV cache": planned.has_fp8_kv_cache,
     }
     return "".join(f", {detail}" for detail, is_so in details.items() if is_so)
@@ -70,5 +71,6 @@ def describe_calibration(manifest: CheckpointManifest) -> str:
     if manifest.calibration_sha256 is None:
         return "none: weights are rounded without data"
     recipe = manifest.recipe
+    plain = ", messages as plain text" if recipe["is_plain_text"] else ""
     cut = f", {recipe['n_cut']} of them cut" if recipe["n_cut"] else ""
-    return f"{recipe['n_samples_used']} rows{cut}, {recipe['n_tokens']} tokens, file sha256 `{manifest.calibration_sha256}`"
+    return f"{recipe['n_samples_used']} rows{cut}{plain}, {recipe['n_tokens']} tokens, file sha256 `{manifest.calibration_sha256}`"

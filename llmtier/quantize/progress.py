@@ -38,7 +38,10 @@ class Progress:
         is_resumed: Whether the layer is an earlier run's.
         n_samples: Calibration rows in use, with ``n_tokens`` together; ``n_cut`` were longer than allowed.
         seconds_by_phase: Of the scheme, or of tokenizing.
-        peak_memory_bytes: Largest resident memory of the worker so far.
+        is_plain_text: Whether messages were rendered without a chat template.
+        n_rounded: Layers that GPTQ could only round to the nearest value.
+        peak_memory_bytes: Largest resident memory of the worker during the scheme.
+        peak_device_bytes: Most memory that tensors held on the GPU.
         versions: Library to version, of what did the work.
         seconds: Of the whole job.
         message: A line for people.
@@ -53,7 +56,10 @@ class Progress:
     n_tokens: int | None = None
     n_cut: int | None = None
     seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
+    is_plain_text: bool | None = None
+    n_rounded: int | None = None
     peak_memory_bytes: int | None = None
+    peak_device_bytes: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
     message: str | None = None

@@ -302,6 +302,8 @@ class Folder:
 def facts_of(saved: Progress, tokenized: Progress | None) -> dict[str, object]:
     """Return what was observed of a run and stands in the recipe beside the options."""
     facts: dict[str, object] = {"versions": dict(saved.versions), "seconds_by_phase": dict(saved.seconds_by_phase)}
+    facts |= {"n_rounded": saved.n_rounded, "peak_device_bytes": saved.peak_device_bytes}
     if tokenized is not None:
-        facts |= {"n_samples_used": tokenized.n_samples, "n_tokens": tokenized.n_tokens, "n_cut": tokenized.n_cut}
+        facts |= {"n_samples_used": tokenized.n_samples, "n_tokens": tokenized.n_tokens}
+        facts |= {"n_cut": tokenized.n_cut, "is_plain_text": tokenized.is_plain_text}
     return facts

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmtier.core.errors import InputFileError
 from llmtier.store.calibration_manifest import SetPaths, check_unchanged
+from llmtier.store.calibration_paths import read_errors
 from llmtier.store.calibration_recipe import read_recipe
 from llmtier.store.digests import file_sha256
 from llmtier.store.documents import Decoder
@@ -79,6 +80,8 @@ def find_calibration(path: Path) -> Path:
     if path.suffix.lower() != ".toml":
         return path
     file = SetPaths(path.parent, read_recipe(path).recipe.name).calibration
-    if not file.exists():
+    with read_errors(file):
+        is_built = file.exists()
+    if not is_built:
         raise InputFileError(f"{file.name} was not built yet; run 'llmtier calibration build {path}'", path=path)
     return file

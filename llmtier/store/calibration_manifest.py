@@ -10,9 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
+
 from llmtier.core.errors import InputFileError
 from llmtier.core.provenance import Provenance
 from llmtier.store.atomic import write_json
+from llmtier.store.calibration_paths import read_errors
 from llmtier.store.digests import file_sha256
 from llmtier.store.documents import SCHEMA_VERSION, Decoder, read_document
 
@@ -204,6 +207,17 @@ class SetPaths:
         return self.folder / f"{self.name}.manifest.json"
 
 
+class _Recipe(BaseModel):
+    """What is read again of a recorded recipe; it is plain data, of which the rest is for people."""
+
+    near_duplicate_similarity: float | None = Field(default=None, gt=0, le=1, strict=True)
+    system_prompt: str | None = None
+
+
+class _Document(BaseModel):
+    recipe: _Recipe
+
+
 def paths_of(file: Path) -> SetPaths:
     """Return the set that a ``.jsonl`` file, or its manifest, belongs to by its name."""
     stem = file.name.removesuffix(".jsonl").removesuffix(".heldout").removesuffix(".manifest.json")
@@ -226,9 +240,11 @@ def read_calibration_manifest(path: Path) -> CalibrationManifest | None:
         InputFileError: It is malformed.
         SchemaVersionError: It was written by another generation of llmtier.
     """
-    if not path.exists():
-        return None
+    with read_errors(path):
+        if not path.exists():
+            return None
     document = read_document(path, artifact="calibration manifest", advice=BUILD_ADVICE)
+    Decoder(_Document).decode(document, path=path)  # for its errors
     return Decoder(CalibrationManifest).decode(document, path=path)
 
 

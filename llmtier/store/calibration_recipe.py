@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import ErrorDetails
 
 from llmtier.core.errors import ConfigError, InputFileError
+from llmtier.store.calibration_paths import expand_home
 from llmtier.store.config_errors import valid_keys
 from llmtier.store.documents import place_name, shorten
 
@@ -173,8 +174,12 @@ class RecipeFile:
         return said if self.system_prompt is None else {**said, "system_prompt": self.system_prompt}
 
     def resolve(self, text: str) -> Path:
-        """Return the path that ``text`` means in this recipe."""
-        return self.path.parent / Path(text).expanduser()
+        """Return the path that ``text`` means in this recipe.
+
+        Raises:
+            ConfigError: It starts from the home of a user that does not exist.
+        """
+        return self.path.parent / expand_home(text, path=self.path)
 
 
 def read_recipe(path: Path) -> RecipeFile:
@@ -187,7 +192,7 @@ def read_recipe(path: Path) -> RecipeFile:
     text = _read(path)
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(f"expected TOML: {exc}", path=path) from exc
     try:
         recipe = Recipe.model_validate(document)
@@ -241,7 +246,7 @@ def _read(path: Path) -> str:
 def _system_prompt(recipe: Recipe, path: Path) -> str | None:
     if recipe.system_prompt_file is None:
         return recipe.system_prompt
-    file = path.parent / Path(recipe.system_prompt_file).expanduser()
+    file = path.parent / expand_home(recipe.system_prompt_file, path=path)
     try:
         text = file.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as exc:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmtier.core.errors import InputFileError
+from llmtier.store.calibration_paths import read_errors
 from llmtier.store.digests import file_sha256
-from llmtier.store.documents import shorten
+from llmtier.store.documents import parse_json, shorten
 from llmtier.store.jsonl import parse_line
 from llmtier.store.logs import adapt_row, text_advice
 from llmtier.store.parquet import Row
@@ -66,12 +67,15 @@ def source_files(path: Path) -> tuple[Path, ...]:
     Raises:
         InputFileError: There is none, or it is of a kind that cannot be read.
     """
-    if path.is_dir():
-        files = tuple(sorted(file for file in path.iterdir() if file.is_file() and is_readable(file)))
+    with read_errors(path):
+        is_folder, is_there = path.is_dir(), path.exists()
+        entries = sorted(file for file in path.iterdir() if file.is_file()) if is_folder else []
+    if is_folder:
+        files = tuple(filter(is_readable, entries))
         if not files:
             raise InputFileError(f"holds no file with texts ({' '.join(SUFFIXES)})", path=path)
         return files
-    if not path.exists():
+    if not is_there:
         raise InputFileError("no such file or folder", path=path)
     if not is_readable(path):
         raise InputFileError(f"cannot tell what it holds by its name; expected {' '.join(SUFFIXES)}", path=path)
@@ -201,13 +205,24 @@ def _is_array(path: Path) -> bool:
 def _read_array(path: Path) -> Iterator[tuple[int, Row]]:
     """Yield the objects of a JSON array without holding it whole."""
     with path.open(encoding="utf-8-sig") as stream:
-        for number, element in enumerate(_elements(stream, path), start=1):
+        for number, (element, written) in enumerate(_elements(stream, path), start=1):
+            if "\\u" in written:
+                _check_strict(written, path=path, number=number)
             if not isinstance(element, dict):
                 raise InputFileError(f"element {number}: expected an object, got {shorten(element)}", path=path)
             yield number, element
 
 
-def _elements(stream: IO[str], path: Path) -> Iterator[Any]:
+def _check_strict(written: str, *, path: Path, number: int) -> None:
+    """Refuse what a line of JSON lines may not hold either, such as half of a surrogate pair."""
+    try:
+        parse_json(written)
+    except ValueError as exc:
+        raise InputFileError(f"element {number}: {exc}", path=path) from exc
+
+
+def _elements(stream: IO[str], path: Path) -> Iterator[tuple[Any, str]]:
+    """Yield each element of an array, and how it is written."""
     buffer, position, n_wanted = stream.read(READ_CHARACTERS).lstrip().removeprefix("["), 0, READ_CHARACTERS
     while True:
         position = _skip(buffer, position, " \t\r\n,")
@@ -222,7 +237,7 @@ def _elements(stream: IO[str], path: Path) -> Iterator[Any]:
             buffer, position = buffer[position:] + more, 0
             n_wanted *= 2  # a long element is not decoded again and again
             continue
-        yield element
+        yield element, buffer[position:end]
         position = end
 
 

@@ -118,6 +118,27 @@ def test_findings_warn_or_fail(llmtier, folder):
     check(llmtier("calibration", "check", "support.toml", "--fail-on-findings"), 5, "secrets or personal data")
 
 
+def test_finding_in_the_system_prompt_fails_build_and_check_alike(llmtier, folder):
+    (folder / "support.toml").write_text('system_prompt = "Write to jane.roe@mail-example.org"\n' + RECIPE)
+    said = "the system prompt holds what looks like secrets or personal data"
+
+    check(llmtier("calibration", "build", "support.toml"), 0, "the system prompt holds what looks like email")
+    for verb in ("build", "check"):  # this build finds the set up to date
+        ended = llmtier("calibration", verb, "support.toml", "--fail-on-findings")
+        check(ended, 5, said)
+        assert "rows hold" not in ended.err
+        assert "jane.roe@" not in ended.err + ended.out
+    (folder / "support.toml").write_text(RECIPE)
+    check(llmtier("calibration", "build", "support.toml", "--fail-on-findings"), 0)
+    check(llmtier("calibration", "check", "support.toml", "--fail-on-findings"), 0)
+
+
+def test_rows_without_a_word_can_be_shown(llmtier, folder):
+    (folder / "bare.jsonl").write_text('{"messages": [{"role": "user", "content": ""}]}\n')
+
+    check(llmtier("calibration", "show", "bare.jsonl"), 0)
+
+
 @pytest.mark.parametrize(
     ("recipe", "code", "words"),
     [

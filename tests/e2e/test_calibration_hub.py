@@ -195,6 +195,22 @@ def test_hub_that_is_out_of_reach_is_a_machine_error(hub, python, monkeypatch, t
             fetch(Source(dataset="org/sums"), tmp_path, python)
 
 
+def test_path_that_does_not_exist_is_no_id_and_an_input_error(hub, python, tmp_path):
+    with pytest.raises(InputFileError, match=r"\./sources/x: is neither a folder nor the id of a dataset"):
+        fetch(Source(dataset="./sources/x"), tmp_path, python)
+    assert [] == hub.asked
+
+
+def test_tokenizer_out_of_reach_is_a_machine_error(hub, python, monkeypatch, tmp_path):
+    documents = Documents((write_spool(tmp_path, "spool", make_batches(tmp_path, [{"text": "words"}])),), (0,))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
+
+        with pytest.raises(MachineError, match="org/sums: its tokenizer cannot be loaded"):
+            TokenCounter("org/sums", python, tmp_path).count(documents, documents.sources)
+
+
 def test_tokens_are_counted_as_the_quantizer_sees_them(python, tmp_path):
     rows = [{"messages": [{"role": "user", "content": "Where is order 7? " * (n + 1)}]} for n in range(3)]
     documents = Documents((write_spool(tmp_path, "spool", make_batches(tmp_path, rows)),), (0,))

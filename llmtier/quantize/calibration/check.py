@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from llmtier.quantize.calibration.caution import small_set
-from llmtier.quantize.calibration.document import estimate_tokens, full_text, own_text
+from llmtier.quantize.calibration.document import estimate_tokens, full_text, own_text, unprompted_text
 from llmtier.quantize.calibration.duplicates import DuplicateFinder
-from llmtier.quantize.calibration.inspection import phrase
+from llmtier.quantize.calibration.inspection import describe_system_prompt, phrase
 from llmtier.quantize.calibration.outputs import describe_strata
 from llmtier.quantize.calibration.scan import scan
 from llmtier.store.calibration import find_calibration, read_calibration
@@ -26,6 +26,7 @@ from llmtier.store.calibration_manifest import (
     paths_of,
     read_calibration_manifest,
 )
+from llmtier.store.calibration_paths import read_errors
 from llmtier.store.jsonl import read_jsonl
 
 SIMILARITY = 0.8  # a recipe's default
@@ -63,7 +64,8 @@ class CheckResult:
         n_rows: Of the calibration file; ``n_heldout_rows`` of the other, ``None`` when there is none.
         problems: Why the set should not be used.
         warnings: What people should look at.
-        n_findings: Rows with what looks like a secret or personal data.
+        n_findings: Rows with what looks like a secret or personal data, the recipe's system prompt left aside.
+        prompt_findings: What that prompt holds, a line for each kind; they are among the warnings.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class CheckResult:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     n_findings: int
+    prompt_findings: tuple[str, ...]
 
 
 def describe_file(path: Path, *, n_first_rows: int) -> FileFacts:
@@ -108,17 +111,18 @@ def check_set(path: Path) -> CheckResult:
     """Hold a set against its manifest and look into its rows.
 
     Args:
-        path: The ``.jsonl`` file or the recipe.
+        path: The ``.jsonl`` file or the recipe; the held-out file means its set where both are there.
 
     Raises:
         InputFileError: A file is absent, malformed, or was changed since it was built.
     """
-    file = find_calibration(path)
+    file = _find_set(path)
     paths = paths_of(file)
     manifest = read_calibration_manifest(paths.manifest)
     rows = _read(file)
-    heldout = _read_heldout(paths, manifest)
-    similarity = (manifest.recipe if manifest else {}).get("near_duplicate_similarity", SIMILARITY)
+    heldout = None if file == paths.heldout else _read_heldout(paths, manifest)
+    recipe = manifest.recipe if manifest else {}
+    similarity = recipe.get("near_duplicate_similarity") or SIMILARITY
     n_within, n_across = _count_duplicates(rows, heldout or [], similarity=similarity)
     problems = [f"{n_across} held-out rows are (nearly) equal to rows of {file.name}: they prove nothing"] * (
         n_across > 0
@@ -126,16 +130,27 @@ def check_set(path: Path) -> CheckResult:
     warnings = [f"{n_within} rows of {file.name} are (nearly) equal to others in it"] * (n_within > 0)
     n_tokens = sum(estimate_tokens(full_text(row)) for row in rows)
     warnings += small_set(len(rows), n_tokens if manifest is None else manifest.calibration.n_tokens)
-    n_findings, found = _find([*rows, *(heldout or [])], n_calibration=len(rows), paths=paths)
+    prompt = recipe.get("system_prompt")
+    named = [*_name_places(file, rows), *_name_places(paths.heldout, heldout or [])]
+    n_findings, found = _find(named, system_prompt=prompt)
+    of_prompt = describe_system_prompt(prompt)
     return CheckResult(
         path=file,
         has_manifest=manifest is not None,
         n_rows=len(rows),
         n_heldout_rows=None if heldout is None else len(heldout),
         problems=tuple(problems),
-        warnings=(*warnings, *found),
+        warnings=(*warnings, *of_prompt, *found),
         n_findings=n_findings,
+        prompt_findings=of_prompt,
     )
+
+
+def _find_set(path: Path) -> Path:
+    file = find_calibration(path)
+    paths = paths_of(file)
+    with read_errors(paths.calibration):
+        return paths.calibration if file == paths.heldout and paths.calibration.exists() else file
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -145,9 +160,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _read_heldout(paths: SetPaths, manifest: CalibrationManifest | None) -> list[dict[str, Any]] | None:
     """Return the held-out rows; ``None`` when the set has none. An empty file is one."""
     is_promised = manifest is not None and manifest.heldout is not None
-    if not is_promised and not paths.heldout.exists():
+    with read_errors(paths.heldout):
+        is_there = paths.heldout.exists()
+        is_empty = is_there and not paths.heldout.stat().st_size
+    if not is_promised and not is_there:
         return None
-    if paths.heldout.exists() and not paths.heldout.stat().st_size:
+    if is_empty:
         check_unchanged(paths.heldout)
         return []
     return _read(paths.heldout)
@@ -164,20 +182,22 @@ def _count_duplicates(
     return n_within, int((first[len(rows) :] < len(rows)).sum())
 
 
-def _find(rows: list[dict[str, Any]], *, n_calibration: int, paths: SetPaths) -> tuple[int, list[str]]:
-    """Return how many rows hold secrets or personal data, and a line for each kind."""
+def _name_places(file: Path, rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return [(f"{file.name}:{number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _find(rows: list[tuple[str, dict[str, Any]]], *, system_prompt: str | None) -> tuple[int, list[str]]:
+    """Return how many rows hold secrets or personal data of their own, and a line for each kind."""
     places: dict[str, list[str]] = {}
     n_rows = 0
-    for index, row in enumerate(rows):
-        is_heldout = index >= n_calibration
-        name = (paths.heldout if is_heldout else paths.calibration).name
-        number = index - n_calibration * is_heldout + 1
-        masked = {finding.kind.value: finding.masked for finding in reversed(scan(full_text(row)))}
+    for place, row in rows:
+        found = scan(unprompted_text(row, system_prompt))
+        masked = {finding.kind.value: finding.masked for finding in reversed(found)}
         n_rows += bool(masked)
         for kind, text in masked.items():
-            places.setdefault(kind, []).append(f"{name}:{number} {text}")
+            places.setdefault(kind, []).append(f"{place} {text}")
     lines = [
-        f"{len(found)} rows hold what looks like {phrase(kind)} ({'; '.join(found[:N_PLACES])})"
-        for kind, found in places.items()
+        f"{len(of_kind)} rows hold what looks like {phrase(kind)} ({'; '.join(of_kind[:N_PLACES])})"
+        for kind, of_kind in places.items()
     ]
     return n_rows, lines

@@ -6,7 +6,7 @@ folder in the place of an id is read the same way, without network. Each way to 
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llmtier.core.errors import DiskError, InputFileError, LlmtierError, MachineError
@@ -62,15 +62,27 @@ def fetch_rows(
         DiskError: There is no room for it.
     """
     done = out.with_name(f"{out.name}.done")
-    if done.exists() and out.exists():
-        return Decoder(FetchedRows).decode(parse_json(done.read_text(encoding="utf-8")), path=done)
+    finished = _find_finished(out, done)
+    if finished is not None:
+        return finished
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        done.unlink(missing_ok=True)
     fetched = _run(source, folder=folder, out=out, python=python(), on_rows=on_rows)
     if not fetched.n_rows:
         raise InputFileError(f"its split {source.split!r} holds no rows", path=source.label)
     write_json(done, {**asdict(fetched), "path": str(fetched.path)})
     return fetched
+
+
+def _find_finished(out: Path, done: Path) -> FetchedRows | None:
+    """Return what an earlier build fetched; ``None`` when there is nothing, or its note cannot be read."""
+    try:
+        found = Decoder(FetchedRows).decode(parse_json(done.read_text(encoding="utf-8")), path=done)
+        is_there = out.is_file()
+    except (OSError, ValueError, InputFileError):
+        return None
+    return replace(found, path=out) if is_there else None  # the work folder may have been moved since
 
 
 def _run(

@@ -12,6 +12,7 @@ from pathlib import Path
 from llmtier.core.errors import InputFileError
 from llmtier.quantize.calibration.document import Shape
 from llmtier.quantize.calibration.hub import is_pinned
+from llmtier.store.calibration_paths import expand_home, read_errors
 from llmtier.store.calibration_recipe import RecipeFile, Source
 from llmtier.store.calibration_sources import files_sha256, source_files
 from llmtier.store.digests import tree_sha256
@@ -92,17 +93,19 @@ def locate_tokenizer(file: RecipeFile, model: str | None) -> TokenizerChoice | N
     """Return whose tokenizer counts: ``model`` or else the recipe's; ``None`` when neither is given.
 
     Raises:
-        InputFileError: The folder holds no tokenizer.
+        InputFileError: The folder holds no tokenizer, or cannot be read.
+        ConfigError: It starts from the home of a user that does not exist.
     """
     label = model or file.recipe.model
     if label is None:
         return None
-    folder = Path(label).expanduser() if model else file.resolve(label)
-    if not folder.is_dir():
-        return TokenizerChoice(label=label, model=label, sha256=None)
-    if not any(folder.glob("tokenizer*")):
-        raise InputFileError("holds no tokenizer; give the folder of a model, or leave 'model' out", path=folder)
-    digest = tree_sha256(folder, TOKENIZER_PATTERNS)
+    folder = expand_home(label) if model else file.resolve(label)
+    with read_errors(folder):
+        if not folder.is_dir():
+            return TokenizerChoice(label=label, model=label, sha256=None)
+        if not any(folder.glob("tokenizer*")):
+            raise InputFileError("holds no tokenizer; give the folder of a model, or leave 'model' out", path=folder)
+        digest = tree_sha256(folder, TOKENIZER_PATTERNS)
     return TokenizerChoice(label=label, model=str(folder.absolute()), sha256=digest)
 
 
@@ -113,9 +116,8 @@ def _locate(file: RecipeFile, source: Source) -> LocatedSource:
         path = file.resolve(source.path)
         files = source_files(path)
         sha256 = files_sha256(path, files)
-    elif source.dataset is not None and file.resolve(source.dataset).is_dir():
-        folder = file.resolve(source.dataset)
-        sha256 = files_sha256(folder, sorted(entry for entry in folder.rglob("*") if entry.is_file()))
+    elif source.dataset is not None:
+        folder, sha256 = _find_folder(file.resolve(source.dataset))
     shape = Shape(
         domain=file.recipe.domain_of(source),
         fields=source.fields,
@@ -130,6 +132,14 @@ def _locate(file: RecipeFile, source: Source) -> LocatedSource:
         sha256=sha256,
         min_tokens=file.recipe.min_tokens,
     )
+
+
+def _find_folder(path: Path) -> tuple[Path | None, str | None]:
+    """Return the folder that a dataset is and its digest; ``None`` twice for a hub id."""
+    with read_errors(path):
+        if not path.is_dir():
+            return None, None
+        return path, files_sha256(path, sorted(entry for entry in path.rglob("*") if entry.is_file()))
 
 
 def _digest(document: object) -> str:

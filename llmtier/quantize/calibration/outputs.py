@@ -15,7 +15,7 @@ from llmtier.core.errors import UsageError
 from llmtier.quantize.calibration.choice import Split
 from llmtier.quantize.calibration.select import strata_of
 from llmtier.quantize.calibration.spool import Documents
-from llmtier.store.atomic import write_bytes, write_text
+from llmtier.store.atomic import disk_errors, write_bytes, write_text
 from llmtier.store.calibration_manifest import CalibrationManifest, SetPaths, SplitFacts, Stratum
 from llmtier.store.digests import file_sha256
 
@@ -27,12 +27,16 @@ def check_replaceable(paths: SetPaths, manifest: CalibrationManifest | None, wor
 
     Raises:
         UsageError: A file of the set's name was written or changed by somebody, and ``force`` is not given.
+        DiskError: The file system does not take such a name, or lets nobody look.
     """
-    if force or (work / MARKER).exists():
+    with disk_errors(paths.manifest):
+        has_marker = (work / MARKER).exists()
+        there = [path for path in (paths.calibration, paths.heldout) if path.exists()]
+    if force or has_marker:
         return
     written = {split.file: split.sha256 for split in manifest.splits} if manifest else {}
-    for path in (paths.calibration, paths.heldout):
-        if path.exists() and written.get(path.name) != file_sha256(path):
+    for path in there:
+        if written.get(path.name) != file_sha256(path):
             reason = "was changed since it was built" if path.name in written else "was not made by this command"
             raise UsageError(f"{path} {reason}; pass --force to replace it, or choose another name or --output")
 
@@ -78,6 +82,7 @@ def write_set(paths: SetPaths, work: Path, *, calibration: bytes, heldout: bytes
     write_text(work / MARKER, "")
     write_bytes(paths.calibration, calibration)
     if heldout is None:
-        paths.heldout.unlink(missing_ok=True)
+        with disk_errors(paths.heldout):
+            paths.heldout.unlink(missing_ok=True)
     else:
         write_bytes(paths.heldout, heldout)

@@ -7,8 +7,10 @@ of them when the source is finished: an interrupted build goes on with the next 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtier.core.errors import InputFileError
+from llmtier.core.errors import DiskError, InputFileError
 from llmtier.quantize.calibration.batch import RECORD, Batch, Records
 from llmtier.quantize.calibration.document import own_text
 from llmtier.store.atomic import disk_errors, write_json
@@ -79,7 +81,8 @@ def write_spool(folder: Path, key: str, batches: Iterable[Batch]) -> Spool:
     counts: Counter[str] = Counter()
     findings: Counter[str] = Counter()
     numbers: list[Records] = []
-    facts.unlink(missing_ok=True)
+    with disk_errors(facts):
+        facts.unlink(missing_ok=True)
     with disk_errors(lines), lines.open("wb") as stream:
         for batch in batches:
             stream.write(batch.lines)
@@ -136,27 +139,35 @@ class Documents:
         return np.concatenate([np.empty(0, np.int64), *starts])
 
     def texts(self) -> Iterator[list[str]]:
-        """Yield what sets each document apart, some at a time, in order."""
+        """Yield what sets each document apart, some at a time, in order.
+
+        Raises:
+            DiskError: A spool cannot be read.
+        """
         held: list[str] = []
-        for spool in self.spools:
-            with spool.lines.open("rb") as stream:
-                for line in stream:
-                    held.append(own_text(DECODE(line)))
-                    if len(held) >= TEXTS_AT_ONCE:
-                        yield held
-                        held = []
+        for line in chain.from_iterable(map(_read_lines, self.spools)):
+            held.append(own_text(DECODE(line)))
+            if len(held) >= TEXTS_AT_ONCE:
+                yield held
+                held = []
         if held:
             yield held
 
     def lines(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[bytes]:
-        """Yield the lines of some documents, in the order of ``indices``."""
+        """Yield the lines of some documents, in the order of ``indices``.
+
+        Raises:
+            DiskError: A spool cannot be read.
+        """
         streams: dict[int, IO[bytes]] = {}
         try:
             for index in indices:
                 source = int(self.sources[index])
-                stream = streams.get(source) or streams.setdefault(source, self.spools[source].lines.open("rb"))
-                stream.seek(int(self._offsets[index]))
-                yield stream.read(int(self.records["length"][index]))
+                with _read_errors(self.spools[source]):
+                    stream = streams.get(source) or streams.setdefault(source, self.spools[source].lines.open("rb"))
+                    stream.seek(int(self._offsets[index]))
+                    line = stream.read(int(self.records["length"][index]))
+                yield line
         finally:
             for stream in streams.values():
                 stream.close()
@@ -171,6 +182,20 @@ def decode_line(line: bytes) -> dict[str, Any]:
     """Return a document from its line."""
     document: dict[str, Any] = json.loads(line)
     return document
+
+
+def _read_lines(spool: Spool) -> Iterator[bytes]:
+    with _read_errors(spool), spool.lines.open("rb") as stream:
+        yield from stream
+
+
+@contextmanager
+def _read_errors(spool: Spool) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        reason = exc.strerror or exc
+        raise DiskError(f"cannot read {spool.lines}: {reason}; remove {spool.lines.parent} and build again") from exc
 
 
 def _paths(folder: Path, key: str) -> tuple[Path, Path, Path]:

@@ -12,7 +12,6 @@ of links in which ``config.json`` and ``tokenizer_config.json`` say the same in 
 
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -23,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from llmtier.quantize.worker.export_autoawq import export_config, read_config, rope_of_old, write_json
 from llmtier.quantize.worker.oneshot import (
     COPIED_FILES,
-    ENVIRONMENT,
     Stopwatch,
     machine_errors,
     peak_memory_bytes,
+    prepare_environment,
     set_seed,
 )
 from llmtier.quantize.worker.packed_checkpoint import Layout
@@ -195,8 +194,7 @@ def run_part(job: Mapping[str, Any], part: Mapping[str, Any], *, view: Path, sam
 
 def run(job: dict[str, Any], report: Report) -> None:
     """Do the whole job."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     begun_s = perf_counter()
     stopwatch = Stopwatch()
     [part] = job["schemes"]

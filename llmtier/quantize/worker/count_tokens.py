@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmtier.quantize.worker.fetch_model import DENIED, DISK, GATED, HIDDEN, HUB_ERROR, UNREACHABLE, reason_of
 from llmtier.quantize.worker.report import Report, WorkerError, run_worker
 from llmtier.quantize.worker.tokens import line_offsets, read_row, row_ids
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROWS_AT_ONCE = 200
+KINDS = {**dict.fromkeys((HIDDEN, GATED, DENIED, UNREACHABLE, HUB_ERROR), "machine"), DISK: "disk"}
+"""Whose fault it is when the hub does not hand a tokenizer out; of all else, the input's."""
 
 
 def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
@@ -32,8 +35,19 @@ def load_tokenizer(model: str) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         reason = next(iter(str(error).strip().splitlines()), repr(error))
-        raise WorkerError(f"{model}: its tokenizer cannot be loaded: {reason}", kind="input") from error
+        raise WorkerError(f"{model}: its tokenizer cannot be loaded: {reason}", kind=kind_of(error)) from error
     return tokenizer
+
+
+def kind_of(error: BaseException) -> str:
+    """Return the ``kind`` of an error, which transformers may have wrapped around one of the hub library's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        reason = reason_of(cause) if isinstance(cause, Exception) else None
+        if reason is not None:
+            return KINDS.get(reason, "input")
+        cause = cause.__cause__ or cause.__context__
+    return "input"
 
 
 def read_all(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ folder without any network. A revision is resolved to its commit first. Reports 
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,9 +33,13 @@ def find_commit(dataset: str, revision: str | None) -> str:
         FetchError: The hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
-    with translating():
-        info = HfApi().dataset_info(dataset, revision=revision, timeout=TIMEOUT_S)
+    try:
+        with translating():
+            info = HfApi().dataset_info(dataset, revision=revision, timeout=TIMEOUT_S)
+    except HFValidationError as error:
+        raise FetchError(BAD_DATASET, f"is neither a folder nor the id of a dataset: {first_line(error)}") from error
     return info.sha or revision or ""
 
 
@@ -78,7 +83,7 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path, *, report: Report) ->
     n_rows, said_s = 0, monotonic()
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, default=lambda _value: None) + "\n")  # images, sounds, bytes: no text
+            file.write(format_row(row))
             n_rows += 1
             if monotonic() - said_s >= REPORT_EVERY_S:
                 said_s = monotonic()
@@ -86,6 +91,32 @@ def write_rows(rows: Iterable[dict[str, Any]], path: Path, *, report: Report) ->
         file.flush()
         os.fsync(file.fileno())
     return n_rows
+
+
+def format_row(row: dict[str, Any]) -> str:
+    """Return a row as a line of JSON, with null for what is no text: images, sounds, bytes, NaN and infinities."""
+    try:
+        line = json.dumps(row, default=lambda _value: None, allow_nan=False)
+    except ValueError:  # a float that JSON lacks
+        line = json.dumps(plain(row), default=lambda _value: None)
+    if "\\ud" in line:  # half of a surrogate pair, or a whole one
+        line = json.dumps(plain(row), default=lambda _value: None)
+    return line + "\n"
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - walks a row of any shape
+    """Return a value with ``None`` for floats that JSON lacks, and with U+FFFD for lone halves of surrogate pairs."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case dict():
+            return {plain(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case _:
+            return value
 
 
 def fetch(job: dict[str, Any], *, report: Report) -> tuple[int, str | None]:

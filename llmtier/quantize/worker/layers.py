@@ -12,12 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmtier.quantize.worker.report import WorkerError
 from llmtier.quantize.worker.tokens import write_whole
 
 if TYPE_CHECKING:
     import torch
 
 RUN_FILE = "run.json"
+PIPELINE_VERSION = 1  # to be raised when a change of ours alters the bits of a layer
+
+
+@dataclass(frozen=True, slots=True)
+class PartFacts:
+    """What is known of a finished part besides its tensors.
+
+    Attributes:
+        seconds: Calibrating it took.
+        n_rounded: Layers that GPTQ rounded to the nearest value, as it could not invert their Hessian.
+    """
+
+    seconds: float
+    n_rounded: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +56,12 @@ class LayerStore:
         """Return where a part lies once it is finished."""
         return self.folder / f"stage-{stage}-part-{part:04d}.safetensors"
 
-    def save(self, stage: int, part: int, modules: "dict[str, torch.nn.Module]") -> None:
-        """Keep every parameter and buffer of some modules, observers left out: they are made anew."""
+    def save(self, stage: int, part: int, modules: "dict[str, torch.nn.Module]", facts: PartFacts) -> None:
+        """Keep every parameter and buffer of some modules, observers left out: they are made anew.
+
+        Raises:
+            WorkerError: One of them holds NaN or infinity.
+        """
         from safetensors.torch import save_file
 
         tensors = {
@@ -51,24 +70,47 @@ class LayerStore:
             for name, tensor in module.state_dict().items()
             if "_observer" not in name
         }
+        check_tensors(tensors)
         path = self.path(stage, part)
         temporary = path.with_suffix(".tmp")
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, metadata={"seconds": str(facts.seconds), "n_rounded": str(facts.n_rounded)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
 
-    def load(self, stage: int, part: int, modules: "dict[str, torch.nn.Module]") -> None:
-        """Put a finished part's tensors back into its modules."""
-        from compressed_tensors.offload import update_offload_parameter
-        from safetensors import safe_open
+    def load(self, stage: int, part: int, modules: "dict[str, torch.nn.Module]") -> PartFacts:
+        """Put a finished part's tensors back into its modules.
 
-        with safe_open(self.path(stage, part), framework="pt") as file:
-            for module_name, module in modules.items():
-                for name in (name for name in module.state_dict() if "_observer" not in name):
-                    owner, _, parameter = name.rpartition(".")
-                    tensor = file.get_tensor(f"{module_name}.{name}")
-                    update_offload_parameter(module.get_submodule(owner), parameter, tensor)
+        Raises:
+            WorkerError: The file is damaged.
+        """
+        from compressed_tensors.offload import update_offload_parameter
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(stage, part)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for module_name, module in modules.items():
+                    for name in (name for name in module.state_dict() if "_observer" not in name):
+                        owner, _, parameter = name.rpartition(".")
+                        tensor = file.get_tensor(f"{module_name}.{name}")
+                        update_offload_parameter(module.get_submodule(owner), parameter, tensor)
+                facts = file.metadata()
+                return PartFacts(float(facts["seconds"]), int(facts["n_rounded"]))
+        except (SafetensorError, KeyError) as error:
+            message = f"{path}: kept by an earlier run and damaged ({error}); remove {self.folder} and run it again"
+            raise WorkerError(message, kind="input") from error
+
+
+def check_tensors(tensors: "dict[str, torch.Tensor]") -> None:
+    """Refuse a part whose weights hold NaN or infinity; scales may be uninitialised until a later modifier sets them.
+
+    Raises:
+        WorkerError: Naming the tensor.
+    """
+    for name, tensor in tensors.items():
+        if name.endswith((".weight", ".bias")) and not bool(tensor.isfinite().all()):
+            raise WorkerError(f"{name}: quantizing made NaN or infinity of it; take another scheme", kind="input")
 
 
 def open_store(folder: Path, identity: Mapping[str, object]) -> LayerStore:

@@ -12,6 +12,7 @@ Written against llm-compressor 0.14 (one model, one recipe, ``oneshot``).
 """
 
 import errno
+import gc
 import importlib.metadata
 import os
 import random
@@ -19,13 +20,13 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any
 
-from llmtier.quantize.worker.layers import open_store
+from llmtier.quantize.worker.layers import PIPELINE_VERSION, open_store
 from llmtier.quantize.worker.pipeline import LayerPipeline
 from llmtier.quantize.worker.recipe import make_recipe
 from llmtier.quantize.worker.report import Report, WorkerError, run_worker
@@ -37,13 +38,11 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers", "llmcompressor", "compressed-tensors")
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 COPIED_FILES = (*TOKENIZER_FILES, "chat_template*", "generation_config.json")
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Threads that wait sleep instead of spinning. Where other work shares the cores, spinning costs more than the
-    # work: AWQ, 2 layers of width 128, 64 rows, 2 busy AVX-512 cores: 139 s spinning, 19 s sleeping (2026-11-20).
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+BUSY_CORES = 0.5
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+ROUTINE_WARNINGS = ("No accelerator available", "Calibration pipeline is set to", "Detected an MoE model")
+"""Of llm-compressor, on every run and of no use to people."""
 
 
 @dataclass(slots=True)
@@ -58,6 +57,40 @@ class Stopwatch:
         now_s = perf_counter()
         self.seconds[phase] = round(now_s - self.since_s, 3)
         self.since_s = now_s
+
+
+def prepare_environment() -> None:
+    """Set what the libraries read from the environment, before they are imported.
+
+    Threads that wait spin, unless other work wants the cores: spinning then costs more than the work itself. GPTQ of an
+    85 M Llama on 2 idle cores took 39 s spinning and 51 s sleeping (2 runs each, 2026-11-21); AWQ of a 2 x 128 model on
+    2 busy ones 139 and 19 s (2026-11-20).
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if busy_cores() > BUSY_CORES:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def busy_cores(interval_s: float = 0.1) -> float:
+    """Return how many cores other processes keep busy while this one sleeps; 0 where the system does not tell."""
+    before, after = read_cpu_ticks(), None
+    if before is not None:
+        sleep(interval_s)
+        after = read_cpu_ticks()
+    if before is None or after is None:
+        return 0.0
+    busy, total = after[0] - before[0], after[1] - before[1]
+    return busy / total * (os.cpu_count() or 1) if total else 0.0
+
+
+def read_cpu_ticks(path: Path = Path("/proc/stat")) -> tuple[int, int] | None:
+    """Return the ticks that all cores were busy, and all ticks; ``None`` where there is no such file."""
+    try:
+        ticks = [int(word) for word in path.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # less idle and waiting for the disk
 
 
 def load_model(path: str) -> "PreTrainedModel":
@@ -82,35 +115,54 @@ def load_model(path: str) -> "PreTrainedModel":
 
 
 def compress(
-    model: "PreTrainedModel", part: dict[str, Any], job: dict[str, Any], *, samples: Samples | None, report: Report
-) -> None:
-    """Quantize ``model`` in place by the recipe of one scheme; ``samples`` is ``None`` where it needs no data."""
+    model: "PreTrainedModel",
+    part: dict[str, Any],
+    job: dict[str, Any],
+    *,
+    samples: Samples | None,
+    report: Report,
+) -> LayerPipeline | None:
+    """Quantize ``model`` in place by the recipe of one scheme.
+
+    Args:
+        model: As loaded.
+        part: The scheme.
+        job: What all schemes share.
+        samples: To calibrate on; ``None`` where none are needed.
+        report: Told of every layer.
+
+    Returns:
+        What went through the layers; ``None`` without samples.
+    """
     from llmcompressor import oneshot
     from llmcompressor.pipelines.registry import CalibrationPipeline
 
     recipe = make_recipe(part, model)
     if samples is None:
         oneshot(model=model, recipe=recipe)
-        return
-    store = open_store(Path(part["work"]), identity_of(part, job))
+        return None
+    store = open_store(Path(part["work"]), identity_of(part, job, samples))
     spill = Path(part["work"]) / "spill" if part["spills"] else None
     pipeline = LayerPipeline(store, report, part["scheme"], spill)
     name = f"llmtier_{part['scheme']}"
     CalibrationPipeline.register_value(value=lambda: pipeline, name=name)
     loader = make_loader(samples.ids, max_tokens=job["max_seq_tokens"])
     oneshot(model=model, recipe=recipe, dataset=loader, num_calibration_samples=len(loader), pipeline=name)
+    return pipeline
 
 
-def identity_of(part: dict[str, Any], job: dict[str, Any]) -> dict[str, object]:
+def identity_of(part: dict[str, Any], job: dict[str, Any], samples: Samples) -> dict[str, object]:
     """Return all that a layer's bits depend on: the inputs, the libraries, and how sums are split among threads."""
     import torch
 
     return {
         "inputs": part["fingerprint"],
+        "token_ids": samples.sha256,
+        "pipeline": PIPELINE_VERSION,
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "n_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "accelerator": str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else None,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "seed": job["seed"],
     }
 
@@ -135,37 +187,83 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def reset_peak_memory() -> None:
+    """Let the peak count from now on, as far as the system can."""
+    import torch
+
+    with suppress(OSError):  # not Linux, or not allowed: then the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_bytes() -> int:
-    """Return this process's largest resident memory so far; with several schemes the first ones count in."""
+    """Return this process's largest resident memory since ``reset_peak_memory``."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def peak_device_bytes() -> int | None:
+    """Return the most memory that tensors held on the GPU; ``None`` without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def run_scheme(job: dict[str, Any], part: dict[str, Any], *, samples: Samples | None, report: Report) -> None:
     """Load, quantize and save for one scheme; the model is loaded anew, as quantizing changes it in place."""
     stopwatch = Stopwatch()
+    reset_peak_memory()
     report("loading", scheme=part["scheme"])
     set_seed(job["seed"])
     model = load_model(job["model"])
     stopwatch.lap("load")
-    compress(model, part, job, samples=samples if part["needs_data"] else None, report=report)
+    pipeline = compress(model, part, job, samples=samples if part["needs_data"] else None, report=report)
     stopwatch.lap("quantize")
     save(model, source=Path(job["model"]), out=Path(part["out"]))
     stopwatch.lap("save")
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    resumed = pipeline.resumed if pipeline else []
+    if resumed:
+        stopwatch.seconds["earlier_runs"] = round(sum(facts.seconds for facts in resumed), 3)
     report(
         "saved",
         scheme=part["scheme"],
         seconds_by_phase=stopwatch.seconds,
         peak_memory_bytes=peak_memory_bytes(),
-        versions=versions,
+        peak_device_bytes=peak_device_bytes(),
+        n_rounded=sum(facts.n_rounded for facts in pipeline.finished) if pipeline else None,
+        versions={name: importlib.metadata.version(name) for name in LIBRARIES},
     )
+
+
+def forget_model() -> None:
+    """Drop what llm-compressor's session holds of the last model, so that two never lie in memory at once."""
+    from llmcompressor.core import reset_session
+
+    reset_session()
+    gc.collect()
+
+
+def report_warnings(report: Report) -> None:
+    """Report what llm-compressor warns of as notes: on standard error nobody would see it."""
+    import llmcompressor  # noqa: F401 - its import removes all sinks
+    from loguru import logger
+
+    def tell(message: Any) -> None:  # noqa: ANN401 - of a library without types
+        text = " ".join(str(message.record["message"]).split())
+        if not text.startswith(ROUTINE_WARNINGS):
+            report("note", message=text)
+
+    logger.add(tell, level="WARNING")
 
 
 def run(job: dict[str, Any], report: Report) -> None:
     """Do the whole job: tokenize once, then one scheme after the other."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     begun_s = perf_counter()
     stopwatch = Stopwatch()
     with machine_errors(job):
@@ -173,9 +271,11 @@ def run(job: dict[str, Any], report: Report) -> None:
         stopwatch.lap("tokenize")
         if samples is not None:
             counts = {"n_samples": len(samples.ids), "n_tokens": samples.n_tokens, "n_cut": samples.n_cut}
-            report("tokenized", **counts, seconds_by_phase=stopwatch.seconds)
+            report("tokenized", **counts, is_plain_text=samples.is_plain_text, seconds_by_phase=stopwatch.seconds)
+        report_warnings(report)
         for part in job["schemes"]:
             run_scheme(job, part, samples=samples, report=report)
+            forget_model()
     report("done", seconds=round(perf_counter() - begun_s, 3), peak_memory_bytes=peak_memory_bytes())
 
 
@@ -210,7 +310,7 @@ def is_disk_or_memory(error: BaseException) -> str | None:
     text = str(error).lower()
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text:
         return "disk"
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
         return "machine"
     return "machine" if getattr(error, "errno", None) == errno.ENOMEM else None
 

@@ -8,14 +8,16 @@ that are not finite end the run; the cache may lie in files; every layer is repo
 Each modifier gets a loop of its own, as in the library's "independent" pipeline; one that needs no data gets none.
 """
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from llmtier.quantize.worker.layers import LayerStore
+from llmtier.quantize.worker.layers import LayerStore, PartFacts
 from llmtier.quantize.worker.report import Report, WorkerError
 from llmtier.quantize.worker.spill import make_cache_class
 
@@ -47,12 +49,16 @@ class LayerPipeline:
         report: Gets a ``layer`` event after each layer.
         scheme: Named in the events.
         spill: Folder for the activation cache; ``None`` keeps it in memory.
+        finished: Facts of every part so far, an earlier run's first.
+        resumed: Those of an earlier run.
     """
 
     store: LayerStore
     report: Report
     scheme: str
     spill: Path | None
+    finished: list[PartFacts] = field(default_factory=list)
+    resumed: list[PartFacts] = field(default_factory=list)
 
     def __call__(self, model: Any, loader: Any, arguments: Any) -> None:  # noqa: ANN401 - objects of an untyped library
         """Run every modifier of the active session in turn."""
@@ -100,7 +106,9 @@ class Loop:
         LifecycleCallbacks.calibration_start()
         with calibrating(self.model):
             for index in range(n_done):
-                self.pipeline.store.load(self.stage, index, self.traced.kept[index])
+                facts = self.pipeline.store.load(self.stage, index, self.traced.kept[index])
+                self.pipeline.resumed.append(facts)
+                self.pipeline.finished.append(facts)
                 self.tell(index, is_resumed=True)
             if n_done < n_parts:
                 self.calibrate(self.make_cache(loader, arguments), n_done=n_done)
@@ -133,13 +141,27 @@ class Loop:
         """
         from llmcompressor.core import LifecycleCallbacks, active_session
 
+        begun_s = perf_counter()
+        n_rounded = self.n_rounded()
         subgraph = self.traced.subgraphs[index]
         for number, inputs in enumerate(cache.iter(subgraph.input_names)):
             active_session().state.current_batch_idx = number
-            check_finite(subgraph.forward(self.model, **inputs), n_layers=self.traced.n_layers[index], batch=number)
+            outputs = subgraph.forward(self.model, **inputs)
+            if self.traced.n_layers[index]:  # before the first layer there may be masks of minus infinity
+                check_finite(outputs, n_layers=self.traced.n_layers[index], batch=number)
         LifecycleCallbacks.sequential_epoch_end(subgraph.submodules(self.model))
-        self.pipeline.store.save(self.stage, index, self.traced.kept[index])
+        facts = PartFacts(perf_counter() - begun_s, self.n_rounded() - n_rounded)
+        self.pipeline.store.save(self.stage, index, self.traced.kept[index], facts)
+        self.pipeline.finished.append(facts)
         self.tell(index, is_resumed=False)
+        give_memory_back()
+
+    def n_rounded(self) -> int:
+        """Return how many layers GPTQ has rounded in this process, for want of an invertible Hessian."""
+        from llmcompressor.core import active_session
+
+        modifier = active_session().lifecycle.recipe.modifiers[0]
+        return len(modifier._rtn_fallback_module_names) if type(modifier).__name__ == "GPTQModifier" else 0  # noqa: SLF001
 
     def propagate(self, index: int, cache: Any) -> None:  # noqa: ANN401
         """Replace every batch's inputs by the outputs of the finished layer."""
@@ -209,6 +231,13 @@ def calibrating(model: Any) -> Iterator[None]:  # noqa: ANN401
     state.sequential_prefetch = False
     with calibration_forward_context(model), DisableQuantization(model):
         yield
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system where the C library can: a layer's matrices leave holes in the heap."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def check_finite(outputs: dict[str, Any], *, n_layers: int, batch: int) -> None:

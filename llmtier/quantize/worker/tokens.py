@@ -5,6 +5,7 @@ a resumed run tokenizes nothing again. llm-compressor's own loader would sample 
 shortest of a batch and put a second BOS before what a chat template has rendered.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -40,6 +41,11 @@ class Samples:
     def n_tokens(self) -> int:
         """Ids of all rows together."""
         return sum(map(len, self.ids))
+
+    @property
+    def sha256(self) -> str:
+        """Of the ids, hex."""
+        return hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
 
 
 def read_rows(path: Path, *, n_samples: int, seed: int) -> list[dict[str, Any]]:
@@ -128,16 +134,24 @@ def load_samples(job: dict[str, Any], *, report: Report) -> Samples:
     """
     path = Path(job["tokens"])
     made_by = f"transformers {version('transformers')}, tokenizers {version('tokenizers')}"
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["made_by"] == made_by:
-            return Samples(kept["ids"], kept["n_cut"], kept["is_plain_text"])
-    samples = tokenize(job)
+    samples = read_kept(path, made_by)
+    if samples is None:
+        samples = tokenize(job)
+        facts = {"n_cut": samples.n_cut, "is_plain_text": samples.is_plain_text}
+        write_whole(path, json.dumps({"made_by": made_by, **facts, "ids": samples.ids}))
     if samples.is_plain_text:
         report("note", message=PLAIN_TEXT_NOTE)
-    document = {"made_by": made_by, "n_cut": samples.n_cut, "is_plain_text": samples.is_plain_text, "ids": samples.ids}
-    write_whole(path, json.dumps(document))
     return samples
+
+
+def read_kept(path: Path, made_by: str) -> Samples | None:
+    """Return the samples of an earlier run; ``None`` when there are none, of these libraries, in one piece."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        samples = Samples(kept["ids"], kept["n_cut"], kept["is_plain_text"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return samples if kept["made_by"] == made_by else None
 
 
 def write_whole(path: Path, text: str) -> None:
