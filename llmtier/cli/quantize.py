@@ -61,14 +61,18 @@ def quantize(
     Example: llmtier quantize models/llama --scheme awq --calibration calibration/support.jsonl
     """
     from llmtier.quantize.job import QuantizeJob
-    from llmtier.quantize.run import prepare
 
     schemes = tuple(dict.fromkeys(parse_scheme(text) for text in scheme or ()))
     exports = is_choice("--export", export, AUTOAWQ)
     interpreters = Interpreters(python)
+    has_fp8_kv_cache = is_choice("--kv-cache", kv_cache, "fp8")
     if exports and not schemes:
-        return report(export_all([Path(model)], interpreters, seed=seed, force=force), is_json=is_json)
-    check_schemes(schemes, exports=exports)
+        refuse_options(
+            {"--calibration": calibration, "--revision": revision, "--kv-cache": kv_cache, "--ignore": ignore}
+        )
+        return export_one(Path(model), interpreters, dry_run=dry_run, seed=seed, force=force, is_json=is_json)
+    chosen = parse_backend(backend)
+    check_schemes(schemes, exports=exports, is_exportable=not has_fp8_kv_cache and chosen.value != AUTOAWQ)
     source = resolve(model, revision=revision, interpreters=interpreters)
     job = QuantizeJob(
         model=source.path,
@@ -81,13 +85,22 @@ def quantize(
         n_samples=samples,
         max_seq_tokens=max_seq_tokens,
         group_size=group_size,
-        backend=parse_backend(backend),
+        backend=chosen,
         ignore=tuple(ignore or ("lm_head",)),
         smoothing_strength=smoothing_strength if smoothquant else None,
-        has_fp8_kv_cache=is_choice("--kv-cache", kv_cache, "fp8"),
+        has_fp8_kv_cache=has_fp8_kv_cache,
         awq_mappings=awq_mappings,
         device=target,
     )
+    return carry_out(job, interpreters, dry_run=dry_run, exports=exports, force=force, is_json=is_json)
+
+
+def carry_out(
+    job: "QuantizeJob", interpreters: "Interpreters", *, dry_run: bool, exports: bool, force: bool, is_json: bool
+) -> None:
+    """Plan, and unless that is all that is wanted, do it and print the folders."""
+    from llmtier.quantize.run import prepare
+
     plan = prepare(job)
     if dry_run:
         return show_plan(plan, is_json=is_json)
@@ -152,16 +165,48 @@ def is_choice(option: str, text: str | None, only: str) -> bool:
     return text is not None
 
 
-def check_schemes(schemes: tuple[Scheme, ...], *, exports: bool) -> None:
+def check_schemes(schemes: tuple[Scheme, ...], *, exports: bool, is_exportable: bool) -> None:
     """Refuse a job without schemes, and an export of what AutoAWQ's layout cannot hold, before anything is done.
 
     Raises:
-        UsageError: Saying what to add.
+        UsageError: Saying what to add or to leave out.
     """
     if not schemes:
         raise UsageError("say what to write: --scheme int8, for example; it may be given several times")
     if exports and not FOUR_BIT & set(schemes):
         raise UsageError("--export autoawq: the layout holds 4-bit weights only; add --scheme awq or --scheme gptq")
+    if exports and not is_exportable:
+        raise UsageError("--export autoawq: goes with neither --backend autoawq, which writes it, nor --kv-cache fp8")
+
+
+def refuse_options(given: Mapping[str, object]) -> None:
+    """Refuse options that mean nothing to an export of a checkpoint that is there.
+
+    Raises:
+        UsageError: One is given.
+    """
+    meaningless = [option for option, value in given.items() if value]
+    if meaningless:
+        names = ", ".join(meaningless)
+        raise UsageError(
+            f"{names}: means nothing where --export autoawq is given without --scheme: nothing is quantized"
+        )
+
+
+def export_one(
+    checkpoint: Path, interpreters: Interpreters, *, dry_run: bool, seed: int, force: bool, is_json: bool
+) -> None:
+    """Export a checkpoint that is there, or only say where to."""
+    from llmtier.quantize.export import autoawq_folder
+
+    if dry_run:
+        folder = autoawq_folder(checkpoint)
+        if is_json:
+            output.print_json({"schema_version": 1, "is_plan": True, "checkpoints": [str(folder)]})
+        else:
+            typer.echo(f"{checkpoint} in AutoAWQ's layout: {folder}")
+        return
+    report(export_all([checkpoint], interpreters, seed=seed, force=force), is_json=is_json)
 
 
 def resolve(model: str, *, revision: str | None, interpreters: Interpreters) -> "ResolvedModel":

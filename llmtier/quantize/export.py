@@ -6,6 +6,7 @@ Quantizes nothing: the numbers stay what they were, within the cast of the scale
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llmtier.core.tier import Checkpoint, Scheme
 from llmtier.quantize.process import Event, running_worker, worker_command
 from llmtier.quantize.progress import Progress, Step, parse_progress
 from llmtier.quantize.run import OnProgress, ProvenanceOf
+from llmtier.quantize.workplace import open_workplace
 from llmtier.store.atomic import check_replaceable, staged_directory, write_text
 from llmtier.store.checkpoints import CheckpointManifest, infer_scheme, read_manifest, write_manifest
 from llmtier.store.digests import checkpoint_digest
@@ -101,11 +103,12 @@ def export_autoawq(
     if out == checkpoint:
         raise UsageError(f"{out}: an export needs a folder of its own")
     source = open_source(checkpoint)
-    if not force and is_reusable(out, source):
-        message = f"{out} was exported from this very checkpoint; used again"
-        on_progress(Progress(event=Step.REUSED, scheme=Scheme.AWQ, message=message))
-        return out
-    with staged_directory(out, force=force) as staging:
+    with open_workplace(out.parent, names=[out.name]), ExitStack() as stack:
+        if not force and is_reusable(out, source):
+            message = f"{out} was exported from this very checkpoint; used again"
+            on_progress(Progress(event=Step.REUSED, scheme=Scheme.AWQ, message=message))
+            return out
+        staging = stack.enter_context(staged_directory(out, force=force))
         job = {"checkpoint": str(checkpoint), "out": str(staging), "max_shard_bytes": MAX_SHARD_BYTES}
         saved = follow_worker(job, python=python, on_progress=on_progress)
         manifest = make_manifest(source, saved, staging=staging, out=out, provenance_of=provenance_of)

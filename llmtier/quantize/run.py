@@ -9,14 +9,14 @@ Does not judge the accuracy of what it wrote: ``llmtier profile`` does.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmtier.core.errors import MachineError, UsageError
 from llmtier.core.provenance import Provenance
-from llmtier.core.tier import Checkpoint
+from llmtier.core.tier import Checkpoint, Scheme
 from llmtier.quantize.card import model_card
-from llmtier.quantize.job import Backend, PlannedScheme, QuantizeJob, QuantizePlan
+from llmtier.quantize.job import AwqMapping, Backend, PlannedScheme, QuantizeJob, QuantizePlan
 from llmtier.quantize.plan import plan as make_plan
 from llmtier.quantize.process import running_worker, worker_command
 from llmtier.quantize.progress import Progress, Step, parse_progress
@@ -98,14 +98,17 @@ def quantize(
     job = replace(job, model=job.model.absolute(), out=job.out.absolute())
     schemes = [replace(planned, folder=planned.folder.absolute()) for planned in plan.schemes]
     inputs = digest_inputs(job, plan)
-    pending = [planned for planned in schemes if force or not is_reusable(planned, job, inputs)]
-    for planned in schemes:
-        if planned not in pending:
-            message = f"{planned.folder} was made from these very inputs; used again"
-            on_progress(Progress(event=Step.REUSED, scheme=planned.scheme, message=message))
-    if pending:
-        writer = Writer(job=job, inputs=inputs, provenance_of=provenance_of)
-        writer.write_all(pending, python=python, on_progress=on_progress, force=force)
+    names = [planned.folder.name for planned in schemes]
+    with open_workplace(job.out, names=names) as workplace:
+        pending = [planned for planned in schemes if force or not is_reusable(planned, job, inputs)]
+        for planned in schemes:
+            if planned not in pending:
+                workplace.finish(planned.folder.name)  # a run killed right after the last rename left it
+                message = f"{planned.folder} was made from these very inputs; used again"
+                on_progress(Progress(event=Step.REUSED, scheme=planned.scheme, message=message))
+        if pending:
+            writer = Writer(job=job, inputs=inputs, provenance_of=provenance_of)
+            writer.write_all(pending, workplace, python=python, on_progress=on_progress, force=force)
     return [planned.folder for planned in schemes]
 
 
@@ -134,11 +137,15 @@ def options_of(planned: PlannedScheme, job: QuantizeJob) -> dict[str, object]:
     if planned.needs_data:
         options |= {"group_size": planned.group_size, "seed": job.seed}
         options |= {"n_samples": job.n_samples, "max_seq_tokens": job.max_seq_tokens}
-    if planned.awq_mappings is not None:
-        options["awq_mappings"] = [
-            {"smooth": rule.smooth, "balance": list(rule.balance)} for rule in planned.awq_mappings
-        ]
+    rules = planned.awq_mappings
+    if planned.scheme is Scheme.AWQ:
+        options["awq_mappings"] = None if rules is None else [mapping_document(rule) for rule in rules]
     return options
+
+
+def mapping_document(rule: AwqMapping) -> dict[str, object]:
+    """Return a mapping as JSON gives it back."""
+    return {"smooth": rule.smooth, "balance": list(rule.balance)}
 
 
 def is_reusable(planned: PlannedScheme, job: QuantizeJob, inputs: Inputs) -> bool:
@@ -187,25 +194,26 @@ class Writer:
     inputs: Inputs
     provenance_of: ProvenanceOf
 
-    def write_all(self, pending: list[PlannedScheme], *, python: Path, on_progress: OnProgress, force: bool) -> None:
+    def write_all(
+        self, pending: list[PlannedScheme], place: Workplace, *, python: Path, on_progress: OnProgress, force: bool
+    ) -> None:
         """Run the worker once for all of ``pending``; each target appears as soon as it is finished.
 
         Raises:
             MachineError: The worker failed, or left a scheme out; finished layers stay for the next run.
         """
-        names = [planned.folder.name for planned in pending]
-        with open_workplace(self.job.out, names=names) as workplace, ExitStack() as unfinished:
+        with ExitStack() as unfinished:
             folders = {planned.scheme: Folder(planned, within=unfinished, force=force) for planned in pending}
-            document = self.worker_job(list(folders.values()), workplace)
+            document = self.worker_job(list(folders.values()), place)
             worker = WORKERS[self.job.backend]
             tokenized: Progress | None = None
-            with running_worker(document, python=python, worker=worker, lock=workplace.lock) as events:
+            with running_worker(document, python=python, worker=worker, lock=place.lock) as events:
                 for progress in map(parse_progress, events):
                     tokenized = progress if progress.event is Step.TOKENIZED else tokenized
                     if progress.event is Step.SAVED and progress.scheme in folders:
                         folder = folders.pop(progress.scheme)
                         self.finish(folder, saved=progress, tokenized=tokenized)
-                        workplace.finish(folder.planned.folder.name)
+                        place.finish(folder.planned.folder.name)
                     on_progress(progress)
             if folders:
                 raise MachineError(f"quantizer ended without writing {', '.join(scheme.value for scheme in folders)}")
@@ -243,7 +251,7 @@ class Writer:
             "ignore": list(planned.ignore),
             "smoothing_strength": planned.smoothing_strength,
             "has_fp8_kv_cache": planned.has_fp8_kv_cache,
-            "awq_mappings": None if mappings is None else [asdict(mapping) for mapping in mappings],
+            "awq_mappings": None if mappings is None else [mapping_document(rule) for rule in mappings],
             "spills": planned.spills,
             "out": str(folder.staging),
             "work": str(workplace.scheme_folder(planned.folder.name)),

@@ -6,6 +6,7 @@ Nothing here counts as a checkpoint, and all of it may be deleted when no run is
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from llmtier.store.atomic import disk_errors
 WORK_FOLDER = ".llmtier-work"
 LOCK_WAIT_S = 10.0  # a killed command's worker ends within milliseconds; another command's run does not
 POLL_S = 0.05
+MAX_NAME = 150  # of a name that ``store.atomic.beside`` keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +68,24 @@ def open_workplace(out: Path, *, names: list[str], sleep: Callable[[float], None
     try:
         wait_for_lock(descriptor, out, sleep=sleep)
         for name in names:
-            remove_staging(out, name)
-        with disk_errors(folder):
-            folder.mkdir(exist_ok=True)
-        yield Workplace(folder, descriptor)
+            mend_leftovers(out, name)
+        with working_in(folder):
+            yield Workplace(folder, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Make the work folder for the block, and remove it when nothing of use is left in it."""
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+    try:
+        yield
         clean(folder)
     finally:
         with suppress(OSError):  # it holds something, or is gone
             folder.rmdir()
-        os.close(descriptor)
 
 
 def wait_for_lock(descriptor: int, out: Path, *, sleep: Callable[[float], None]) -> None:
@@ -93,10 +104,15 @@ def wait_for_lock(descriptor: int, out: Path, *, sleep: Callable[[float], None])
     raise UsageError(f"{out}: another llmtier quantize writes there; wait for it, or choose another --output")
 
 
-def remove_staging(out: Path, name: str) -> None:
-    """Remove the half-written folders that killed runs left beside ``name``."""
-    for leftover in out.glob(f".{name}.????????.tmp"):
+def mend_leftovers(out: Path, name: str) -> None:
+    """Remove the half-written folders that killed runs left beside ``name``; put back one that was only moved aside."""
+    for leftover in out.glob(f".{glob.escape(name[:MAX_NAME])}.????????.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for old in out.glob(f".{glob.escape(name[:MAX_NAME])}.????????.old"):
+        if (out / name).exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:  # killed between the two renames of a replacement: the old folder is the only one
+            old.rename(out / name)
 
 
 def clean(folder: Path) -> None:

@@ -143,7 +143,7 @@ def quantize(
     n_layers = len(model.get_model_layers(model.model))
     try:
         model.quantize(
-            quant_config={"zero_point": True, "q_group_size": part["group_size"], "w_bit": 4, "version": "GEMM"},
+            quant_config=quant_config(part),
             calib_data=samples.ids,
             max_calib_samples=len(samples.ids),
             max_calib_seq_len=min(max_tokens, samples.n_tokens),
@@ -169,6 +169,11 @@ def save(model: "BaseAWQForCausalLM", layout: Layout, *, source: Path, out: Path
         shutil.copyfile(path, out / path.name)
 
 
+def quant_config(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what AutoAWQ is told."""
+    return {"zero_point": True, "q_group_size": part["group_size"], "w_bit": 4, "version": "GEMM"}
+
+
 def is_matrix(name: str, value: Any) -> bool:  # noqa: ANN401 - a tensor
     """Tell whether an entry of a state dict is the matrix of a layer that was not quantized."""
     return name.endswith(".weight") and value.dim() == 2
@@ -186,6 +191,9 @@ def run_part(job: Mapping[str, Any], part: Mapping[str, Any], *, view: Path, sam
     stopwatch.lap("quantize")
     layout = Layout(group_size=part["group_size"], is_symmetric=False, ignore=())
     save(model, layout, source=Path(job["model"]), out=Path(part["out"]))
+    sampling = {name: job[name] for name in ("n_samples", "max_seq_tokens", "seed")}
+    recipe = {"autoawq": {"quant_config": quant_config(part), "ignore": part["ignore"], **sampling}}
+    write_json(Path(part["out"]) / "recipe.yaml", recipe)  # JSON is YAML
     stopwatch.lap("save")
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     facts = {"peak_memory_bytes": peak_memory_bytes(), "versions": versions}

@@ -1,0 +1,58 @@
+"""The work folder: one run at a time, and what killed runs left."""
+
+import pytest
+
+from llmtier.core.errors import UsageError
+from llmtier.quantize.workplace import WORK_FOLDER, open_workplace
+
+
+def test_second_run_waits_and_is_refused_while_the_first_goes_on(tmp_path):
+    waited = []
+
+    with (
+        open_workplace(tmp_path, names=["m@int8"]),
+        pytest.raises(UsageError, match="another llmtier quantize"),
+        open_workplace(tmp_path, names=["m@int8"], sleep=waited.append),
+    ):
+        pass
+
+    assert 10 <= sum(waited) <= 11
+
+
+def test_half_written_folders_go_and_others_stay(tmp_path):
+    for name in (".m@awq.0123abcd.tmp", ".m@awq-autoawq.0123abcd.tmp", ".n@awq.0123abcd.tmp"):
+        (tmp_path / name).mkdir()
+
+    with open_workplace(tmp_path, names=["m@awq"]):
+        pass
+
+    assert [".m@awq-autoawq.0123abcd.tmp", ".n@awq.0123abcd.tmp"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_checkpoint_that_was_only_moved_aside_comes_back(tmp_path, is_replaced):
+    old = tmp_path / ".m@awq.0123abcd.old"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    if is_replaced:
+        (tmp_path / "m@awq").mkdir()
+        (tmp_path / "m@awq" / "config.json").write_text("new")
+
+    with open_workplace(tmp_path, names=["m@awq"]):
+        pass
+
+    assert ["m@awq"] == [path.name for path in tmp_path.iterdir()]
+    assert ("new" if is_replaced else "old") == (tmp_path / "m@awq" / "config.json").read_text()
+
+
+def test_layers_of_an_unfinished_checkpoint_stay_on_success_and_all_stays_on_failure(tmp_path):
+    with open_workplace(tmp_path, names=["m@awq"]) as workplace:
+        workplace.scheme_folder("m@gptq").mkdir()
+        workplace.scheme_folder("m@awq").mkdir()
+        workplace.finish("m@awq")
+    assert ["m@gptq"] == [path.name for path in (tmp_path / WORK_FOLDER).iterdir()]
+
+    with pytest.raises(KeyboardInterrupt), open_workplace(tmp_path, names=["m@gptq"]) as workplace:  # noqa: PT012
+        workplace.tokens({"seed": 1}).write_text("{}")
+        raise KeyboardInterrupt
+    assert 2 == len(list((tmp_path / WORK_FOLDER).iterdir()))
