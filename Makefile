@@ -38,7 +38,8 @@ environments: $(SETUP)  # the isolated environments that the real-engine tests a
 test: environments  ## unit tests and the real vLLM on this CPU
 	$(PYTEST) -m "not system and not gpu"
 
-test-all: environments  ## all of it, with what needs Debian or npm packages
+test-all: environments  ## all of it, with what needs Debian or npm packages, and the archived AutoAWQ
+	$(BIN)/llmtier env install autoawq
 	$(PYTEST) -m "not gpu"
 
 demo: environments  ## the whole loop on the real vLLM; writes build/demo/

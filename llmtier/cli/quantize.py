@@ -13,7 +13,7 @@ import typer
 
 from llmtier.cli import output
 from llmtier.cli.options import ForceOption, JsonOption, SeedOption
-from llmtier.cli.quantize_progress import watching
+from llmtier.cli.quantize_progress import LineWatch, watching
 from llmtier.core.errors import UsageError
 from llmtier.core.provenance import Provenance
 from llmtier.core.tier import QUANTIZABLE_SCHEMES, Scheme
@@ -213,8 +213,8 @@ def resolve(model: str, *, revision: str | None, interpreters: Interpreters) -> 
     """Return the model's folder, downloaded where it is a hub id."""
     from llmtier.quantize.fetch import resolve_model
 
-    with watching() as watch:
-        return resolve_model(model, revision=revision, python_of=interpreters.for_llmcompressor, on_progress=watch)
+    python_of = interpreters.for_llmcompressor
+    return resolve_model(model, revision=revision, python_of=python_of, on_progress=LineWatch())
 
 
 def show_plan(plan: "QuantizePlan", *, is_json: bool) -> None:

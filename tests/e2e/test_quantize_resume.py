@@ -21,6 +21,7 @@ from llmtier.quantize.process import worker_command
 from llmtier.quantize.progress import Progress, Step
 from llmtier.quantize.workplace import WORK_FOLDER
 from llmtier.store.checkpoints import infer_scheme, open_checkpoint
+from llmtier.store.safetensors import read_tensors
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -178,6 +179,43 @@ def test_fp8_scales_for_the_kv_cache_are_calibrated(python, source, calibration,
     config = json.loads((path / "config.json").read_text())["quantization_config"]
     assert (8, "float") == (config["kv_cache_scheme"]["num_bits"], config["kv_cache_scheme"]["type"])
     assert Scheme.INT8 is infer_scheme(path)
+    scales = {tensor.name for tensor in read_tensors(path) if tensor.name.endswith(("k_scale", "v_scale"))}
+    assert {f"model.layers.{n}.self_attn.{kind}_scale" for n in range(3) for kind in "kv"} == scales
+
+
+ARENAS = """
+import sys, runpy
+from pathlib import Path
+import torch
+runpy.run_path(sys.argv[1])["enter_package"](Path(sys.argv[2]))
+from llmtier.quantize.worker import spill
+
+spill.ARENA_BYTES = 1000
+folder = Path(sys.argv[3])
+arenas = spill.Arenas(folder)
+tensors = [torch.randn(3, 7), torch.arange(11), torch.tensor(1.5), torch.randn(40, 40).to(torch.bfloat16), torch.empty(0)]
+kept = [arenas.keep(tensor) for tensor in tensors]
+assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(tensors, kept, strict=True))
+mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+assert len(mapped) == 2 and all("(deleted)" in line for line in mapped), mapped
+assert not list(folder.iterdir())
+del kept, arenas
+assert str(folder) not in Path("/proc/self/maps").read_text()
+"""
+
+
+def test_spilled_tensors_lie_in_nameless_files_that_go_with_them(python, tmp_path):
+    script, _ = worker_command("spill")
+    package = Path(script).parents[2]
+
+    done = subprocess.run(
+        [str(python), "-I", "-c", ARENAS, script, str(package), str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert 0 == done.returncode, done.stderr
 
 
 def test_fp8_in_blocks_is_written_for_a_gpu(python, source, tmp_path):
