@@ -6,6 +6,7 @@ manifest last. Every run begins with the plan, and ``--dry-run`` ends there.
 
 import sys
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -29,11 +30,15 @@ PYTHON_HINT = "Interpreter with llm-compressor, in place of the environment."
 EXPORT_HINT = "autoawq: also write 4-bit results in AutoAWQ's layout; without --scheme, MODEL itself."
 STRENGTH_HINT = "SmoothQuant's alpha: how much of the activations' outliers goes into the weights."
 AUTOAWQ = "autoawq"
+EXPORT_OPTIONS = frozenset({"--export", "--output", "--python", "--dry-run", "--force", "--seed", "--json"})
+"""What an export of a checkpoint that is there takes."""
+
 PIPED_WIDTH = 120
 FOUR_BIT = frozenset({Scheme.AWQ, Scheme.GPTQ})
 
 
 def quantize(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder of the bf16 or fp16 checkpoint, or its hub id.")],
     scheme: Annotated[list[str] | None, typer.Option(help=SCHEME_HINT)] = None,
     calibration: Annotated[Path | None, typer.Option(help=CALIBRATION_HINT)] = None,
@@ -67,10 +72,8 @@ def quantize(
     interpreters = Interpreters(python)
     has_fp8_kv_cache = is_choice("--kv-cache", kv_cache, "fp8")
     if exports and not schemes:
-        refuse_options(
-            {"--calibration": calibration, "--revision": revision, "--kv-cache": kv_cache, "--ignore": ignore}
-        )
-        return export_one(Path(model), interpreters, dry_run=dry_run, seed=seed, force=force, is_json=is_json)
+        folder = export_folder(Path(model), out, given=given_options(context))
+        return export_one(Path(model), folder, interpreters, dry_run=dry_run, seed=seed, force=force, is_json=is_json)
     chosen = parse_backend(backend)
     check_schemes(schemes, exports=exports, is_exportable=not has_fp8_kv_cache and chosen.value != AUTOAWQ)
     source = resolve(model, revision=revision, interpreters=interpreters)
@@ -91,6 +94,7 @@ def quantize(
         has_fp8_kv_cache=has_fp8_kv_cache,
         awq_mappings=awq_mappings,
         device=target,
+        has_autoawq_export=exports,
     )
     return carry_out(job, interpreters, dry_run=dry_run, exports=exports, force=force, is_json=is_json)
 
@@ -101,7 +105,7 @@ def carry_out(
     """Plan, and unless that is all that is wanted, do it and print the folders."""
     from llmtier.quantize.run import prepare
 
-    plan = prepare(job)
+    plan = prepare(job, force=force)
     if dry_run:
         return show_plan(plan, is_json=is_json)
     return report(run(job, plan, interpreters, force=force, exports=exports), is_json=is_json)
@@ -179,34 +183,60 @@ def check_schemes(schemes: tuple[Scheme, ...], *, exports: bool, is_exportable: 
         raise UsageError("--export autoawq: goes with neither --backend autoawq, which writes it, nor --kv-cache fp8")
 
 
-def refuse_options(given: Mapping[str, object]) -> None:
-    """Refuse options that mean nothing to an export of a checkpoint that is there.
+def given_options(context: typer.Context) -> list[str]:
+    """Return the options that stand on the command line, each by its first name."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if is_given(context.get_parameter_source(parameter.name))
+    ]
+
+
+def is_given(source: Enum | None) -> bool:
+    """Tell whether a parameter's value is the user's."""
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def export_folder(checkpoint: Path, out: Path, *, given: list[str]) -> Path:
+    """Return where the export of a checkpoint that is there goes: below ``--output`` when it is given, or beside it.
 
     Raises:
-        UsageError: One is given.
+        UsageError: An option is given that means nothing to it.
     """
-    meaningless = [option for option, value in given.items() if value]
+    from llmtier.quantize.export import autoawq_folder
+
+    meaningless = [option for option in given if option.startswith("--") and option not in EXPORT_OPTIONS]
     if meaningless:
         names = ", ".join(meaningless)
         raise UsageError(
             f"{names}: means nothing where --export autoawq is given without --scheme: nothing is quantized"
         )
+    folder = autoawq_folder(checkpoint.absolute())
+    return out.absolute() / folder.name if "--output" in given else folder
 
 
 def export_one(
-    checkpoint: Path, interpreters: Interpreters, *, dry_run: bool, seed: int, force: bool, is_json: bool
+    checkpoint: Path,
+    folder: Path,
+    interpreters: Interpreters,
+    *,
+    dry_run: bool,
+    seed: int,
+    force: bool,
+    is_json: bool,
 ) -> None:
-    """Export a checkpoint that is there, or only say where to."""
-    from llmtier.quantize.export import autoawq_folder
+    """Export a checkpoint that is there to ``folder``, or only say so."""
+    if not dry_run:
+        return report(export_all({checkpoint: folder}, interpreters, seed=seed, force=force), is_json=is_json)
+    from llmtier.store.checkpoints import infer_scheme
 
-    if dry_run:
-        folder = autoawq_folder(checkpoint)
-        if is_json:
-            output.print_json({"schema_version": 1, "is_plan": True, "checkpoints": [str(folder)]})
-        else:
-            typer.echo(f"{checkpoint} in AutoAWQ's layout: {folder}")
-        return
-    report(export_all([checkpoint], interpreters, seed=seed, force=force), is_json=is_json)
+    scheme = infer_scheme(checkpoint)
+    if is_json:
+        document = {"schema_version": 1, "is_plan": True, "checkpoints": [str(folder)]}
+        output.print_json({**document, "exported_from": str(checkpoint), "exported_scheme": scheme.value})
+    else:
+        typer.echo(f"{checkpoint} ({scheme.value}) in AutoAWQ's layout: {folder}")
+    return None
 
 
 def resolve(model: str, *, revision: str | None, interpreters: Interpreters) -> "ResolvedModel":
@@ -240,6 +270,7 @@ def run(
     job: "QuantizeJob", plan: "QuantizePlan", interpreters: Interpreters, *, force: bool, exports: bool
 ) -> list[Path]:
     """Say the plan and carry it out; return the folders."""
+    from llmtier.quantize.export import autoawq_folder
     from llmtier.quantize.run import quantize as write_checkpoints
 
     print_plan(plan, sys.stderr)
@@ -252,26 +283,27 @@ def run(
     if not exports:
         return folders
     packed = [planned.folder for planned in plan.schemes if planned.scheme in FOUR_BIT]
-    return [*folders, *export_all(packed, interpreters, seed=job.seed, force=force)]
+    exported = {folder: autoawq_folder(folder) for folder in packed}
+    return [*folders, *export_all(exported, interpreters, seed=job.seed, force=force)]
 
 
-def export_all(checkpoints: list[Path], interpreters: Interpreters, *, seed: int, force: bool) -> list[Path]:
-    """Write checkpoints in AutoAWQ's layout beside themselves; return the new folders."""
-    from llmtier.quantize.export import autoawq_folder, export_autoawq
+def export_all(folders: Mapping[Path, Path], interpreters: Interpreters, *, seed: int, force: bool) -> list[Path]:
+    """Write checkpoints in AutoAWQ's layout, each to its folder; return the new folders."""
+    from llmtier.quantize.export import export_autoawq
 
     python = interpreters.for_llmcompressor()
     provenance_of = provenance_by(seed)
     with watching() as watch:
         return [
             export_autoawq(
-                one,
-                autoawq_folder(one),
+                checkpoint,
+                folder,
                 python=python,
                 provenance_of=provenance_of,
                 on_progress=watch,
                 force=force,
             )
-            for one in checkpoints
+            for checkpoint, folder in folders.items()
         ]
 
 

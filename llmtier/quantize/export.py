@@ -6,13 +6,13 @@ Quantizes nothing: the numbers stay what they were, within the cast of the scale
 """
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmtier.core.errors import MachineError, UsageError
 from llmtier.core.tier import Checkpoint, Scheme
+from llmtier.quantize.job import EXPORT_SUFFIX
 from llmtier.quantize.process import Event, running_worker, worker_command
 from llmtier.quantize.progress import Progress, Step, parse_progress
 from llmtier.quantize.run import OnProgress, ProvenanceOf
@@ -69,7 +69,7 @@ class Source:
 
 def autoawq_folder(checkpoint: Path) -> Path:
     """Return where the export of ``checkpoint`` lies unless said otherwise: ``<model>@<scheme>-autoawq`` beside it."""
-    return checkpoint.with_name(f"{checkpoint.name}-{LAYOUT}")
+    return checkpoint.with_name(f"{checkpoint.name}{EXPORT_SUFFIX}")
 
 
 def export_autoawq(
@@ -103,18 +103,46 @@ def export_autoawq(
     if out == checkpoint:
         raise UsageError(f"{out}: an export needs a folder of its own")
     source = open_source(checkpoint)
-    with open_workplace(out.parent, names=[out.name]), ExitStack() as stack:
-        if not force and is_reusable(out, source):
-            message = f"{out} was exported from this very checkpoint; used again"
-            on_progress(Progress(event=Step.REUSED, scheme=Scheme.AWQ, message=message))
-            return out
-        staging = stack.enter_context(staged_directory(out, force=force))
-        job = {"checkpoint": str(checkpoint), "out": str(staging), "max_shard_bytes": MAX_SHARD_BYTES}
-        saved = follow_worker(job, python=python, on_progress=on_progress)
-        manifest = make_manifest(source, saved, staging=staging, out=out, provenance_of=provenance_of)
-        write_text(staging / "README.md", make_card(manifest, source))
-        write_manifest(staging, manifest)
+    if force or not is_reusable(out, source):
+        with open_workplace(out.parent, names=[out.name]) as workplace:
+            if force or not is_reusable(out, source):  # another run may have written it meanwhile
+                exporter = Exporter(source=source, python=python, provenance_of=provenance_of, lock=workplace.lock)
+                exporter.write(out, on_progress=on_progress, force=force)
+                return out
+    message = f"{out} was exported from this very checkpoint; used again"
+    on_progress(Progress(event=Step.REUSED, scheme=Scheme.AWQ, message=message))
     return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exporter:
+    """Writes one export.
+
+    Attributes:
+        source: The checkpoint.
+        python: Interpreter of the ``quantize`` environment.
+        provenance_of: Describes this run.
+        lock: File descriptor of the held lock, which the worker inherits.
+    """
+
+    source: Source
+    python: Path
+    provenance_of: ProvenanceOf
+    lock: int
+
+    def write(self, out: Path, *, on_progress: OnProgress, force: bool) -> None:
+        """Write the folder ``out``, its manifest last.
+
+        Raises:
+            InputFileError: AutoAWQ's layout cannot express the checkpoint.
+            MachineError: The worker failed or the disk refused.
+        """
+        with staged_directory(out, force=force) as staging:
+            job = {"checkpoint": str(self.source.path), "out": str(staging), "max_shard_bytes": MAX_SHARD_BYTES}
+            saved = follow_worker(job, python=self.python, lock=self.lock, on_progress=on_progress)
+            manifest = make_manifest(self.source, saved, staging=staging, out=out, provenance_of=self.provenance_of)
+            write_text(staging / "README.md", make_card(manifest, self.source))
+            write_manifest(staging, manifest)
 
 
 def open_source(checkpoint: Path) -> Source:
@@ -161,7 +189,7 @@ class Saved:
     casts: Mapping[str, int]
 
 
-def follow_worker(job: Mapping[str, object], *, python: Path, on_progress: OnProgress) -> Saved:
+def follow_worker(job: Mapping[str, object], *, python: Path, lock: int, on_progress: OnProgress) -> Saved:
     """Run the worker to its end.
 
     Raises:
@@ -169,7 +197,7 @@ def follow_worker(job: Mapping[str, object], *, python: Path, on_progress: OnPro
         MachineError: It failed, or ended without having saved.
     """
     saved: Saved | None = None
-    with running_worker(job, python=python, worker=EXPORT_AUTOAWQ) as events:
+    with running_worker(job, python=python, worker=EXPORT_AUTOAWQ, lock=lock) as events:
         for event in events:
             casts = take_casts(event)
             progress = parse_progress(event)

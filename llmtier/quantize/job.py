@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from llmtier.core.tier import Scheme
+from llmtier.core.tier import Scheme, default_tier_name
 from llmtier.quantize.target import Target, Verdict
 
 GROUP_SIZES = (128, 64, 32)
@@ -19,6 +19,9 @@ GROUP_SIZES = (128, 64, 32)
 
 SCHEMES_WITH_DATA = frozenset({Scheme.AWQ, Scheme.GPTQ})
 """The schemes whose result depends on the calibration set."""
+
+EXPORT_SUFFIX = "-autoawq"
+"""What the folder of an export is called after its checkpoint's."""
 
 PRESETS: Mapping[Scheme, str] = MappingProxyType(
     {
@@ -73,6 +76,7 @@ class QuantizeJob:
         device: What it shall be served on: ``auto`` (this machine) or a name of ``target.TARGETS``.
         name: What its tiers are called before ``@``; "" takes the folder's name.
         revision: Commit of a downloaded model; ``None`` for a local one.
+        has_autoawq_export: Whether 4-bit results are to be written in AutoAWQ's layout too.
     """
 
     model: Path
@@ -91,6 +95,7 @@ class QuantizeJob:
     device: str = "auto"
     name: str = ""
     revision: str | None = None
+    has_autoawq_export: bool = False
 
     @property
     def model_name(self) -> str:
@@ -104,6 +109,11 @@ class QuantizeJob:
             raise ValueError("n_samples and max_seq_tokens must be >= 1")
         if self.smoothing_strength is not None and not 0 < self.smoothing_strength <= 1:
             raise ValueError(f"smoothing_strength must lie in (0, 1], got {self.smoothing_strength}")
+
+    def folder(self, scheme: Scheme) -> Path:
+        """Return where the checkpoint of a scheme will lie."""
+        is_autoawq = self.backend is Backend.AUTOAWQ
+        return self.out / (f"{self.model_name}@autoawq" if is_autoawq else default_tier_name(self.model_name, scheme))
 
     def needs_data(self, scheme: Scheme) -> bool:
         """Tell whether calibration rows change the result of a scheme."""
@@ -124,6 +134,7 @@ class Estimate:
         seconds_high: Longest time expected; ``None`` when it cannot be told.
         unknown_time: Why there are no seconds; ``None`` when there are.
         spills: Whether the activation cache lies in files, because memory is short.
+        export_bytes: Weights of the export to AutoAWQ's layout; ``None`` where none is asked for.
     """
 
     memory_bytes: int
@@ -134,6 +145,7 @@ class Estimate:
     seconds_high: float | None
     unknown_time: str | None
     spills: bool
+    export_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +164,8 @@ class PlannedScheme:
         has_fp8_kv_cache: Whether scales for an fp8 KV cache are calibrated too.
         awq_mappings: The user's; ``None`` takes llm-compressor's for the architecture.
         spills: Whether the activation cache lies in files, as memory does not hold it.
+        is_finished: Whether a checkpoint made with these options lies there; whether from the same model and data,
+            ``run.quantize`` finds out.
         verdict: What it is worth on the target; ``None`` where nobody asked.
         estimate: What writing it will take; ``None`` where nobody asked.
     """
@@ -167,6 +181,7 @@ class PlannedScheme:
     has_fp8_kv_cache: bool = False
     awq_mappings: tuple[AwqMapping, ...] | None = None
     spills: bool = False
+    is_finished: bool = False
     verdict: Verdict | None = None
     estimate: Estimate | None = None
 

@@ -3,13 +3,15 @@
 Pure. A refusal names the option to lower and the largest value that fits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from llmtier.core.errors import DiskError, MachineError
+from llmtier.core.tier import Scheme
 from llmtier.quantize.demand import Workload, uniform_workload
 from llmtier.quantize.job import PlannedScheme, QuantizeJob
+from llmtier.quantize.survey import Earlier
 
 DISK_SLACK_BYTES = 256_000_000  # tokenizer, cards, the file system's own
 MIN_SUGGESTED_ROWS = 16  # below, GPTQ and AWQ have too little to go by: AWQ's paper (arXiv 2306.00978) uses 16 to 32
@@ -80,19 +82,33 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-def check_disk(schemes: Sequence[PlannedScheme], *, free_bytes: int, folder: Path, n_rows: int) -> None:
-    """Refuse a job whose checkpoints and work files do not fit; ``n_rows`` are the calibration rows used.
+def check_disk(
+    schemes: Sequence[PlannedScheme],
+    earlier: Mapping[Scheme, Earlier],
+    *,
+    free_bytes: int,
+    folder: Path,
+    n_rows: int,
+) -> None:
+    """Refuse a job whose checkpoints, exports and work files do not fit beside what is there already.
+
+    Args:
+        schemes: What is to be written; what is finished takes no room.
+        earlier: What lies there.
+        free_bytes: Room on the disk.
+        folder: Where it is, for the message.
+        n_rows: Calibration rows used.
 
     Raises:
         DiskError: They do not.
     """
-    estimates = [planned.estimate for planned in schemes if planned.estimate is not None]
-    kept = sum(estimate.disk_bytes for estimate in estimates)
-    largest_work = max(estimates, key=lambda estimate: estimate.work_bytes)
-    passing = largest_work.work_bytes
+    kept = most_at_once([*checkpoint_writes(schemes, earlier), *export_writes(schemes, earlier)])
+    if kept is None:
+        return
+    free_bytes += sum(one.stale_bytes for one in earlier.values())
+    passing, cache = largest_work(schemes, earlier)
     if kept + passing + DISK_SLACK_BYTES <= free_bytes:
         return
-    cache = largest_work.activation_cache_bytes if largest_work.spills else 0
     room = free_bytes - kept - (passing - cache) - DISK_SLACK_BYTES
     fitting = room * n_rows // cache if cache else 0
     lower = f", or lower --samples to {fitting}" if fitting >= MIN_SUGGESTED_ROWS else ""
@@ -102,6 +118,46 @@ def check_disk(schemes: Sequence[PlannedScheme], *, free_bytes: int, folder: Pat
         f"and {gigabytes(DISK_SLACK_BYTES)} to spare; "
         f"{gigabytes(free_bytes)} are free; free some space or choose another --output{lower}"
     )
+
+
+def checkpoint_writes(schemes: Sequence[PlannedScheme], earlier: Mapping[Scheme, Earlier]) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of each checkpoint to be made, and of the folder that it replaces."""
+    for planned in schemes:
+        if planned.estimate is not None and not planned.is_finished:
+            yield planned.estimate.disk_bytes, earlier.get(planned.scheme, Earlier()).n_bytes
+
+
+def export_writes(schemes: Sequence[PlannedScheme], earlier: Mapping[Scheme, Earlier]) -> Iterator[tuple[int, int]]:
+    """Yield the bytes of each export to be made, and of the folder that it replaces."""
+    for planned in schemes:
+        there = earlier.get(planned.scheme, Earlier())
+        n_bytes = None if planned.estimate is None else planned.estimate.export_bytes
+        if n_bytes is not None and not (planned.is_finished and there.is_exported):
+            yield n_bytes, there.export_bytes
+
+
+def most_at_once(writes: Sequence[tuple[int, int]]) -> int | None:
+    """Return by how much the disk will be fuller at most; ``None`` when nothing is written.
+
+    Folders are written one after the other, and each goes only when the one that replaces it is whole.
+    """
+    taken, most = 0, None
+    for n_bytes, replaced_bytes in writes:
+        most = max(most or 0, taken + n_bytes)
+        taken += n_bytes - replaced_bytes
+    return most
+
+
+def largest_work(schemes: Sequence[PlannedScheme], earlier: Mapping[Scheme, Earlier]) -> tuple[int, int]:
+    """Return the most bytes that the work on a scheme has yet to write, and how many of them a spilled cache takes."""
+    works = [(0, 0)]
+    for planned in schemes:
+        estimate = planned.estimate
+        if estimate is not None and not planned.is_finished:
+            there = earlier.get(planned.scheme, Earlier()).work_bytes
+            cache = estimate.activation_cache_bytes if estimate.spills else 0
+            works.append((max(0, estimate.work_bytes - there), cache))
+    return max(works)
 
 
 def gigabytes(n_bytes: float) -> str:

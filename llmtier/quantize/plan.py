@@ -5,19 +5,21 @@ be written, cannot be loaded on the target, or does not fit; what is only unwise
 """
 
 from dataclasses import replace
+from functools import partial
 
-from llmtier.core.tier import QUANTIZABLE_SCHEMES, Scheme, default_tier_name
+from llmtier.core.tier import QUANTIZABLE_SCHEMES, Scheme
 from llmtier.quantize.architecture import Architecture, Linear
 from llmtier.quantize.awq_mappings import Coverage, find_coverage
 from llmtier.quantize.demand import NO_DATA, Demand, Workload
 from llmtier.quantize.divisibility import check_blocks, check_four_bit, choose_group_size
-from llmtier.quantize.estimate import estimate_scheme, memory_bytes
+from llmtier.quantize.estimate import disk_bytes, estimate_scheme, memory_bytes
 from llmtier.quantize.fusion import check_ignore, complete_ignore, fused_groups, quantized_linears
 from llmtier.quantize.job import PRESETS, Backend, Facts, PlannedScheme, QuantizeJob, QuantizePlan
 from llmtier.quantize.limits import check_disk, check_memory
 from llmtier.quantize.options import check_options, check_target
 from llmtier.quantize.plan_notes import make_notes
-from llmtier.quantize.survey import Survey
+from llmtier.quantize.reuse import differing_options
+from llmtier.quantize.survey import Earlier, Survey
 from llmtier.quantize.target import Target, judge, resolve_target
 
 AUTOAWQ_PRESET = "GEMM"  # AutoAWQ's name of its layout
@@ -47,7 +49,7 @@ def plan(job: QuantizeJob, survey: Survey) -> QuantizePlan:
     schemes = tuple(
         replace(fit(one, job, survey, linears, workload, coverage), verdict=verdicts[one.scheme]) for one in planned
     )
-    check_disk(schemes, free_bytes=survey.free_disk_bytes, folder=job.out, n_rows=workload.n_rows)
+    check_disk(schemes, survey.earlier, free_bytes=survey.free_disk_bytes, folder=job.out, n_rows=workload.n_rows)
     facts = gather_facts(target, survey, linears, workload if survey.rows is not None else None)
     return QuantizePlan(
         schemes=schemes,
@@ -92,13 +94,11 @@ def choose_rows(job: QuantizeJob, rows: Workload | None) -> Workload:
 def describe(
     scheme: Scheme, job: QuantizeJob, survey: Survey, *, ignore: tuple[str, ...], group_size: int | None
 ) -> PlannedScheme:
-    """Return where and how one scheme will be written."""
-    is_autoawq = job.backend is Backend.AUTOAWQ
-    name = default_tier_name(job.model_name, scheme)
-    return PlannedScheme(
+    """Return where and how one scheme will be written, and whether it has been."""
+    planned = PlannedScheme(
         scheme=scheme,
-        preset=AUTOAWQ_PRESET if is_autoawq else PRESETS[scheme],
-        folder=job.out / (f"{job.model_name}@autoawq" if is_autoawq else name),
+        preset=AUTOAWQ_PRESET if job.backend is Backend.AUTOAWQ else PRESETS[scheme],
+        folder=job.folder(scheme),
         needs_data=job.needs_data(scheme),
         group_size=group_size if scheme in FOUR_BIT else None,
         ignore=ignore,
@@ -107,6 +107,8 @@ def describe(
         has_fp8_kv_cache=job.has_fp8_kv_cache,
         awq_mappings=survey.awq_mappings if scheme is Scheme.AWQ else None,
     )
+    recipe = survey.earlier.get(scheme, Earlier()).recipe
+    return replace(planned, is_finished=recipe is not None and not any(differing_options(recipe, planned, job)))
 
 
 def fit(
@@ -117,22 +119,18 @@ def fit(
     workload: Workload,
     coverage: Coverage | None,
 ) -> PlannedScheme:
-    """Estimate a scheme; where only the activation cache is too large, let it spill.
+    """Estimate a scheme; where only the activation cache is too large, let it spill. What is finished fits.
 
     Raises:
         MachineError: It does not fit.
     """
     demand = Demand(architecture=survey.architecture, linears=linears, planned=planned, coverage=coverage)
     used = workload if planned.needs_data else NO_DATA
-    is_short = memory_bytes(demand, used) > survey.free_memory_bytes
-    spills = is_short and demand.can_spill
-    check_memory(
-        planned,
-        job,
-        needs=lambda one: memory_bytes(demand, one, spills=spills),
-        workload=used,
-        free_bytes=survey.free_memory_bytes,
-    )
+    free_bytes = survey.free_memory_bytes
+    spills = memory_bytes(demand, used) > free_bytes and demand.can_spill and not planned.is_finished
+    if not planned.is_finished:
+        needs = partial(memory_bytes, demand, spills=spills)
+        check_memory(planned, job, needs=needs, workload=used, free_bytes=free_bytes)
     estimate = estimate_scheme(
         demand,
         used,
@@ -141,7 +139,14 @@ def fit(
         spills=spills,
         max_tokens=job.max_seq_tokens,
     )
-    return replace(planned, spills=spills, estimate=estimate)
+    return replace(planned, spills=spills, estimate=replace(estimate, export_bytes=export_bytes(demand, job)))
+
+
+def export_bytes(demand: Demand, job: QuantizeJob) -> int | None:
+    """Return the weights of the export, or a little more: as awq's, for it has zero points in any case."""
+    if not job.has_autoawq_export or demand.planned.scheme not in FOUR_BIT:
+        return None
+    return disk_bytes(demand.architecture, demand.linears, replace(demand.planned, scheme=Scheme.AWQ))
 
 
 def gather_facts(target: Target, survey: Survey, linears: tuple[Linear, ...], workload: Workload | None) -> Facts:

@@ -30,6 +30,7 @@ def make_notes(
 ) -> tuple[str, ...]:
     """Return the notes on a plan."""
     return (
+        *note_finished(schemes),
         *note_worth(schemes, facts),
         *note_memory(schemes, facts),
         *note_data(job, schemes, facts, survey.max_position),
@@ -39,6 +40,13 @@ def make_notes(
         *note_options(job, facts),
         *note_time(schemes),
     )
+
+
+def note_finished(schemes: tuple[PlannedScheme, ...]) -> Iterator[str]:
+    """Say what will not be made anew."""
+    finished = [planned.scheme.value for planned in schemes if planned.is_finished]
+    if finished:
+        yield f"{', '.join(finished)}: finished with these options; used again if model and data are the same too"
 
 
 def note_worth(schemes: tuple[PlannedScheme, ...], facts: Facts) -> Iterator[str]:

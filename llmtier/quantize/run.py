@@ -14,14 +14,15 @@ from pathlib import Path
 
 from llmtier.core.errors import MachineError, UsageError
 from llmtier.core.provenance import Provenance
-from llmtier.core.tier import Checkpoint, Scheme
+from llmtier.core.tier import Checkpoint
 from llmtier.quantize.card import model_card
-from llmtier.quantize.job import AwqMapping, Backend, PlannedScheme, QuantizeJob, QuantizePlan
+from llmtier.quantize.job import Backend, PlannedScheme, QuantizeJob, QuantizePlan
 from llmtier.quantize.plan import plan as make_plan
 from llmtier.quantize.process import running_worker, worker_command
 from llmtier.quantize.progress import Progress, Step, parse_progress
+from llmtier.quantize.reuse import differing_options, mapping_document, options_of
 from llmtier.quantize.survey import survey
-from llmtier.quantize.workplace import Workplace, digest_of, open_workplace
+from llmtier.quantize.workplace import Workplace, digest_of, open_workplace, tidy
 from llmtier.store.atomic import check_replaceable, staged_directory, write_text
 from llmtier.store.calibration import read_calibration
 from llmtier.store.checkpoints import CheckpointManifest, read_manifest, write_manifest
@@ -56,15 +57,19 @@ class Inputs:
         return self.calibration_sha256 if planned.needs_data else None
 
 
-def prepare(job: QuantizeJob) -> QuantizePlan:
+def prepare(job: QuantizeJob, *, force: bool = False) -> QuantizePlan:
     """Look at model, data and machine, and plan; what ``--dry-run`` shows.
+
+    Args:
+        job: What to write.
+        force: Plan to make again, and replace, what exists.
 
     Raises:
         InputFileError: The source is no checkpoint, or a file cannot be read.
         UsageError: The job cannot work.
         MachineError: Memory or disk do not hold it.
     """
-    return make_plan(job, survey(job))
+    return make_plan(job, survey(job, force=force))
 
 
 def quantize(
@@ -92,24 +97,36 @@ def quantize(
         MachineError: The worker failed or the disk refused; finished schemes stay.
     """
     if plan is None:
-        plan = prepare(job)
+        plan = prepare(job, force=force)
         for note in plan.notes:
             on_progress(Progress(event=Step.NOTE, message=note))
     job = replace(job, model=job.model.absolute(), out=job.out.absolute())
     schemes = [replace(planned, folder=planned.folder.absolute()) for planned in plan.schemes]
     inputs = digest_inputs(job, plan)
     names = [planned.folder.name for planned in schemes]
+    pending = schemes if force else [planned for planned in schemes if not is_reusable(planned, job, inputs)]
+    if not pending:
+        tidy(job.out, names=names)
+        report_reuse(schemes, on_progress)
+        return [planned.folder for planned in schemes]
     with open_workplace(job.out, names=names) as workplace:
-        pending = [planned for planned in schemes if force or not is_reusable(planned, job, inputs)]
-        for planned in schemes:
-            if planned not in pending:
-                workplace.finish(planned.folder.name)  # a run killed right after the last rename left it
-                message = f"{planned.folder} was made from these very inputs; used again"
-                on_progress(Progress(event=Step.REUSED, scheme=planned.scheme, message=message))
+        if not force:  # again: another run may have written them, or an old folder come back
+            pending = [planned for planned in pending if not is_reusable(planned, job, inputs)]
+        reused = [planned for planned in schemes if planned not in pending]
+        for planned in reused:
+            workplace.finish(planned.folder.name)  # a run killed right after the last rename left it
+        report_reuse(reused, on_progress)
         if pending:
             writer = Writer(job=job, inputs=inputs, provenance_of=provenance_of)
             writer.write_all(pending, workplace, python=python, on_progress=on_progress, force=force)
     return [planned.folder for planned in schemes]
+
+
+def report_reuse(schemes: Sequence[PlannedScheme], on_progress: OnProgress) -> None:
+    """Say which checkpoints stay as they are."""
+    for planned in schemes:
+        message = f"{planned.folder} was made from these very inputs; used again"
+        on_progress(Progress(event=Step.REUSED, scheme=planned.scheme, message=message))
 
 
 def digest_inputs(job: QuantizeJob, quantize_plan: QuantizePlan) -> Inputs:
@@ -122,30 +139,6 @@ def digest_inputs(job: QuantizeJob, quantize_plan: QuantizePlan) -> Inputs:
         return Inputs(source_digest=checkpoint_digest(job.model), calibration_sha256=None, rows=None)
     read = read_calibration(job.calibration)
     return Inputs(source_digest=checkpoint_digest(job.model), calibration_sha256=read.sha256, rows=read.path.absolute())
-
-
-def options_of(planned: PlannedScheme, job: QuantizeJob) -> dict[str, object]:
-    """Return the options that shape the result of a scheme; others changing it does not matter."""
-    options: dict[str, object] = {
-        "scheme": planned.scheme.value,
-        "preset": planned.preset,
-        "backend": planned.backend.value,
-        "ignored": list(planned.ignore),
-        "smoothing_strength": planned.smoothing_strength,
-        "has_fp8_kv_cache": planned.has_fp8_kv_cache,
-    }
-    if planned.needs_data:
-        options |= {"group_size": planned.group_size, "seed": job.seed}
-        options |= {"n_samples": job.n_samples, "max_seq_tokens": job.max_seq_tokens}
-    rules = planned.awq_mappings
-    if planned.scheme is Scheme.AWQ:
-        options["awq_mappings"] = None if rules is None else [mapping_document(rule) for rule in rules]
-    return options
-
-
-def mapping_document(rule: AwqMapping) -> dict[str, object]:
-    """Return a mapping as JSON gives it back."""
-    return {"smooth": rule.smooth, "balance": list(rule.balance)}
 
 
 def is_reusable(planned: PlannedScheme, job: QuantizeJob, inputs: Inputs) -> bool:
@@ -172,9 +165,8 @@ def find_difference(
         return "it was made from another source model"
     if manifest.calibration_sha256 != inputs.calibration_of(planned):
         return "it was made with another calibration set"
-    for name, wanted in options_of(planned, job).items():
-        if manifest.recipe.get(name) != wanted:
-            return f"it was made with {name} {manifest.recipe.get(name)}, not {wanted}"
+    for name, wanted in differing_options(manifest.recipe, planned, job):
+        return f"it was made with {name} {manifest.recipe.get(name)}, not {wanted}"
     if checkpoint_digest(planned.folder) != manifest.checkpoint.digest:
         return "its files have changed since it was written"
     return None

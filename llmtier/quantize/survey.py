@@ -1,7 +1,8 @@
 """All that the plan has to read: the model's shape, the calibration set's size, this machine, AWQ's mappings.
 
 Reads ``config.json``, the headers of the weight files, the calibration file (once, line by line), the YAML file of AWQ
-mappings, ``awq_architectures.json``, and what the system tells of memory and disk. Writes nothing, decides nothing:
+mappings, ``awq_architectures.json``, what earlier runs left in the output folder, and what the system tells of memory
+and disk. Writes nothing, decides nothing:
 ``plan`` does, without reading.
 """
 
@@ -9,7 +10,8 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
@@ -20,12 +22,15 @@ import yaml
 
 from llmtier.core.errors import InputFileError, UsageError
 from llmtier.core.hardware import Hardware
+from llmtier.core.tier import Scheme
 from llmtier.engine.hardware import detect_hardware
 from llmtier.quantize.architecture import Architecture, describe_architecture
 from llmtier.quantize.awq_mappings import AwqRegistry
 from llmtier.quantize.demand import Workload
-from llmtier.quantize.job import AwqMapping, QuantizeJob
+from llmtier.quantize.job import EXPORT_SUFFIX, AwqMapping, QuantizeJob
+from llmtier.quantize.workplace import WORK_FOLDER, left_beside
 from llmtier.store.calibration import find_calibration
+from llmtier.store.checkpoints import read_manifest
 from llmtier.store.documents import Decoder, parse_json, shorten
 from llmtier.store.safetensors import read_tensors
 
@@ -38,6 +43,27 @@ SMALL_VOCABULARY = 1_000
 MATRIX_WIDTH = 768
 N_MULTIPLICATIONS = 6  # 0.9 GFLOP each: some 50 ms on two cores
 CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What earlier runs left where one checkpoint is to be written.
+
+    Attributes:
+        recipe: With which the finished checkpoint there was made; ``None`` without one, or when it is to be replaced.
+        is_exported: Whether a finished export lies there that is not to be replaced.
+        n_bytes: Of the checkpoint's folder.
+        export_bytes: Of the export's folder.
+        work_bytes: Of the finished layers of a checkpoint that is not; a run uses or drops them.
+        stale_bytes: Of half-written folders, which a run removes before anything else.
+    """
+
+    recipe: Mapping[str, object] | None = None
+    is_exported: bool = False
+    n_bytes: int = 0
+    export_bytes: int = 0
+    work_bytes: int = 0
+    stale_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +80,7 @@ class Survey:
         rows: The calibration set, every row; ``None`` without one.
         awq_mappings: The user's; ``None`` without a file.
         registry: What the quantizers know of architectures.
+        earlier: What lies already where each scheme is to be written.
     """
 
     architecture: Architecture
@@ -65,11 +92,13 @@ class Survey:
     rows: Workload | None
     awq_mappings: tuple[AwqMapping, ...] | None
     registry: AwqRegistry
+    earlier: Mapping[Scheme, Earlier] = field(default_factory=dict)
 
 
 def survey(
     job: QuantizeJob,
     *,
+    force: bool = False,
     detect: Callable[[], Hardware] = detect_hardware,
     measure_speed: Callable[[], float] | None = None,
 ) -> Survey:
@@ -77,6 +106,7 @@ def survey(
 
     Args:
         job: What is asked.
+        force: Whether what is finished is to be replaced.
         detect: Finds out what this machine is.
         measure_speed: Returns its GFLOP/s; ``None`` multiplies a few matrices.
 
@@ -101,7 +131,40 @@ def survey(
         rows=count_rows(job, architecture.vocabulary_size) if job.calibration is not None else None,
         awq_mappings=read_mappings(job.awq_mappings) if job.awq_mappings is not None else None,
         registry=read_registry(),
+        earlier={scheme: find_earlier(job, scheme, force=force) for scheme in job.schemes},
     )
+
+
+def find_earlier(job: QuantizeJob, scheme: Scheme, *, force: bool) -> Earlier:
+    """Look at what lies where a scheme is to be written."""
+    folder = job.folder(scheme)
+    export = folder.with_name(f"{folder.name}{EXPORT_SUFFIX}")
+    return Earlier(
+        recipe=None if force else read_recipe(folder),
+        is_exported=not force and read_recipe(export) is not None,
+        n_bytes=folder_bytes(folder),
+        export_bytes=folder_bytes(export),
+        work_bytes=folder_bytes(job.out / WORK_FOLDER / folder.name),
+        stale_bytes=sum(map(folder_bytes, left_beside(job.out, folder.name, "tmp"))),
+    )
+
+
+def read_recipe(folder: Path) -> Mapping[str, object] | None:
+    """Return how a finished checkpoint was made; ``None`` where there is none that says it."""
+    try:
+        manifest = read_manifest(folder)
+    except InputFileError:  # ``run.quantize`` refuses it with this very error, unless it is to be replaced
+        return None
+    return None if manifest is None else manifest.recipe
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files in a folder, 0 without one; what vanishes meanwhile is not counted."""
+    n_bytes = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            n_bytes += path.lstat().st_size if path.is_file() else 0
+    return n_bytes
 
 
 def read_config(model: Path) -> Mapping[str, object]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtier.core.errors import UsageError
+from llmtier.core.errors import DiskError, UsageError
 from llmtier.store.atomic import disk_errors
 
 WORK_FOLDER = ".llmtier-work"
@@ -52,7 +52,9 @@ class Workplace:
 
 
 @contextmanager
-def open_workplace(out: Path, *, names: list[str], sleep: Callable[[float], None] = time.sleep) -> Iterator[Workplace]:
+def open_workplace(
+    out: Path, *, names: list[str], wait_s: float = LOCK_WAIT_S, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[Workplace]:
     """Lock the work folder of ``out``; remove what killed runs left of the checkpoints called ``names``.
 
     On success the folder goes away, unless unfinished layers of other checkpoints lie in it; on failure its files stay.
@@ -66,7 +68,7 @@ def open_workplace(out: Path, *, names: list[str], sleep: Callable[[float], None
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        wait_for_lock(descriptor, out, sleep=sleep)
+        wait_for_lock(descriptor, out, wait_s=wait_s, sleep=sleep)
         for name in names:
             mend_leftovers(out, name)
         with working_in(folder):
@@ -88,31 +90,52 @@ def working_in(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def wait_for_lock(descriptor: int, out: Path, *, sleep: Callable[[float], None]) -> None:
-    """Take the lock, or give up after ``LOCK_WAIT_S``.
+def wait_for_lock(descriptor: int, out: Path, *, wait_s: float, sleep: Callable[[float], None]) -> None:
+    """Take the lock, or give up after ``wait_s``.
 
     Raises:
         UsageError: Somebody else keeps it.
+        DiskError: The file system has no locks.
     """
-    for _ in range(round(LOCK_WAIT_S / POLL_S)):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sleep(POLL_S)
-        else:
-            return
+    with disk_errors(out):  # some network file systems have no locks
+        for _ in range(max(1, round(wait_s / POLL_S))):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sleep(POLL_S)
+            else:
+                return
     raise UsageError(f"{out}: another llmtier quantize writes there; wait for it, or choose another --output")
 
 
 def mend_leftovers(out: Path, name: str) -> None:
     """Remove the half-written folders that killed runs left beside ``name``; put back one that was only moved aside."""
-    for leftover in out.glob(f".{glob.escape(name[:MAX_NAME])}.????????.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for old in out.glob(f".{glob.escape(name[:MAX_NAME])}.????????.old"):
+    for staging in left_beside(out, name, "tmp"):
+        shutil.rmtree(staging, ignore_errors=True)
+    if len(name) > MAX_NAME:  # the old folder of another long name would look the same
+        return
+    for old in left_beside(out, name, "old"):
         if (out / name).exists():
             shutil.rmtree(old, ignore_errors=True)
         else:  # killed between the two renames of a replacement: the old folder is the only one
-            old.rename(out / name)
+            with disk_errors(out / name):
+                old.rename(out / name)
+
+
+def left_beside(out: Path, name: str, suffix: str) -> list[Path]:
+    """Return the folders that ``store.atomic`` made beside ``name`` and could not remove."""
+    return sorted(out.glob(f".{glob.escape(name[:MAX_NAME])}.????????.{suffix}"))
+
+
+def tidy(out: Path, *, names: list[str]) -> None:
+    """Remove what killed runs left of finished checkpoints, unless a run is under way or the disk may not be written."""
+    left = [path for name in names for suffix in ("tmp", "old") for path in left_beside(out, name, suffix)]
+    left += [path for name in names if (path := out / WORK_FOLDER / name).exists()]
+    if not left:
+        return
+    with suppress(UsageError, DiskError), open_workplace(out, names=names, wait_s=0) as workplace:
+        for name in names:
+            workplace.finish(name)
 
 
 def clean(folder: Path) -> None:

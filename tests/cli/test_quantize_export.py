@@ -17,15 +17,49 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_dry_run_of_an_export_only_names_the_folder(llmtier, folder):
-    ended = llmtier("quantize", "models/x@gptq", "--export", "autoawq", "--dry-run", "--json")
+@pytest.fixture
+def packed(folder):
+    """A folder that says it is a gptq checkpoint."""
+    weights = {"num_bits": 4, "type": "int", "symmetric": True}
+    quantization = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    quantization |= {"config_groups": {"group_0": {"weights": weights}}}
+    path = folder / "models" / "x@gptq"
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    return path
 
-    assert 0 == ended.code
-    assert ["models/x@gptq-autoawq"] == json.loads(ended.out)["checkpoints"]
-    assert [] == list(folder.iterdir())
+
+@pytest.mark.parametrize(("options", "parent"), [((), "models"), (("-o", "other"), "other")])
+def test_dry_run_of_an_export_only_names_both_folders(llmtier, folder, packed, options, parent):
+    ended = llmtier("quantize", "models/x@gptq", "--export", "autoawq", "--dry-run", "--json", *options)
+
+    document = json.loads(ended.out)
+    assert (0, True) == (ended.code, document["is_plan"])
+    assert ("models/x@gptq", "gptq") == (document["exported_from"], document["exported_scheme"])
+    assert [str(folder / parent / "x@gptq-autoawq")] == document["checkpoints"]
+    assert [folder / "models"] == list(folder.iterdir())
+    assert "x@gptq-autoawq" in llmtier("quantize", "models/x@gptq", "--export", "autoawq", "--dry-run").out
 
 
-@pytest.mark.parametrize("option", [("--calibration", SET), ("--revision", "main"), ("--kv-cache", "fp8")])
+def test_dry_run_of_an_export_of_nothing_is_an_input_error(llmtier, folder):
+    ended = llmtier("quantize", "models/x@gptq", "--export", "autoawq", "--dry-run")
+
+    assert 3 == ended.code
+    assert "config.json" in ended.err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--calibration", SET),
+        ("--revision", "main"),
+        ("--kv-cache", "fp8"),
+        ("--backend", "autoawq"),
+        ("--samples", "9"),
+        ("--target", "t4"),
+        ("--smoothquant",),
+    ],
+)
 def test_export_of_a_checkpoint_refuses_what_means_nothing_to_it(llmtier, folder, option):
     ended = llmtier("quantize", "models/x@gptq", "--export", "autoawq", *option)
 

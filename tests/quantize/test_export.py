@@ -24,6 +24,7 @@ from llmtier.quantize.worker.packed_checkpoint import (
     weight_files,
 )
 from llmtier.quantize.worker.report import WorkerError
+from llmtier.quantize.workplace import open_workplace
 from llmtier.store import atomic
 from llmtier.store.checkpoints import open_checkpoint, read_manifest, write_manifest
 from llmtier.store.digests import checkpoint_digest
@@ -376,6 +377,23 @@ def test_same_checkpoint_is_exported_once(checkpoint, export, n_jobs):
     assert first == second
     assert 1 == n_jobs()
     assert [Step.REUSED] == [progress.event for progress in seen]
+
+
+def test_finished_export_is_used_again_beside_a_run_under_way(checkpoint, export, n_jobs, tmp_path):
+    first = export(checkpoint)
+
+    with open_workplace(tmp_path, names=[]):
+        assert first == export(checkpoint)
+
+    assert 1 == n_jobs()
+
+
+def test_export_removes_what_a_killed_one_left(checkpoint, export, tmp_path):
+    (tmp_path / ".tiny@gptq-autoawq.0123abcd.tmp").mkdir()
+
+    export(checkpoint)
+
+    assert ["tiny@gptq", "tiny@gptq-autoawq"] == folders_in(tmp_path)
 
 
 def test_other_source_damage_and_foreign_folders_need_force(checkpoint, export, n_jobs, tmp_path):

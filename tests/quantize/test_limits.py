@@ -10,7 +10,10 @@ from llmtier.core.hardware import Gpu, Hardware
 from llmtier.core.tier import Scheme
 from llmtier.quantize.demand import uniform_workload
 from llmtier.quantize.job import QuantizeJob
+from llmtier.quantize.limits import DISK_SLACK_BYTES
 from llmtier.quantize.plan import plan
+from llmtier.quantize.reuse import options_of
+from llmtier.quantize.survey import Earlier
 
 ZEN4 = ("avx2", "avx512_bf16", "avx512_vnni", "avx512f")
 CPU = Hardware(cpu_model="CPU", cpu_flags=ZEN4, n_cores=2, memory_bytes=2**34)
@@ -85,6 +88,75 @@ def test_model_that_leaves_no_room_is_refused_plainly(look):
 
 def test_full_disk_is_refused_before_the_work(look):
     assert "3.5 MB are free" in refusal(JOB, look(disk=3_500_000), DiskError)
+
+
+# --- what an earlier run left
+
+
+def finished(job, look, **fields):
+    """Return what a survey finds after ``job`` has been done, by scheme."""
+    done = plan(job, look(**fields)).schemes
+    return {one.scheme: Earlier(recipe=options_of(one, job), n_bytes=10**9) for one in done}
+
+
+def test_finished_checkpoints_need_neither_memory_nor_disk(look):
+    job = replace(JOB, schemes=(Scheme.GPTQ, Scheme.FP8))
+    earlier = finished(job, look)
+
+    found = plan(job, replace(look(memory=1, disk=0), earlier=earlier))
+
+    assert [True, True] == [one.is_finished for one in found.schemes]
+    assert any("gptq, fp8: finished with these options" in note for note in found.notes)
+
+
+def test_only_what_is_finished_is_spared(look):
+    earlier = finished(replace(JOB, schemes=(Scheme.FP8,)), look)
+    job = replace(JOB, schemes=(Scheme.GPTQ, Scheme.FP8))
+
+    assert refusal(job, replace(look(memory=1), earlier=earlier), MachineError).startswith("gptq needs")
+    assert refusal(job, replace(look(disk=10**6), earlier=earlier), DiskError)
+
+
+def test_checkpoint_made_with_other_options_is_not_taken_for_finished(look):
+    earlier = finished(JOB, look)
+
+    assert refusal(replace(JOB, seed=1), replace(look(disk=10**6), earlier=earlier), DiskError)
+
+
+def test_layers_and_half_written_folders_of_an_earlier_run_count_as_room(look):
+    estimate = plan(JOB, look()).schemes[0].estimate
+    disk = DISK_SLACK_BYTES + estimate.disk_bytes
+    assert refusal(JOB, look(disk=disk), DiskError)
+
+    for earlier in (Earlier(work_bytes=estimate.work_bytes), Earlier(stale_bytes=estimate.work_bytes)):
+        assert plan(JOB, replace(look(disk=disk), earlier={Scheme.GPTQ: earlier}))
+    assert refusal(JOB, replace(look(disk=disk - 1), earlier={Scheme.GPTQ: earlier}), DiskError)
+
+
+def test_replaced_checkpoint_makes_room_only_once_the_new_one_is_whole(look):
+    job = replace(JOB, schemes=(Scheme.INT8, Scheme.FP8), calibration=None)
+    int8, fp8 = (one.estimate.disk_bytes for one in plan(job, look(rows=None)).schemes)
+    earlier = {Scheme.INT8: Earlier(n_bytes=int8)}
+
+    enough = look(rows=None, disk=DISK_SLACK_BYTES + max(int8, fp8))
+    assert plan(job, replace(enough, earlier=earlier))
+    assert refusal(job, enough, DiskError)
+    too_little = replace(enough, free_disk_bytes=enough.free_disk_bytes - 1)
+    assert refusal(job, replace(too_little, earlier=earlier), DiskError)
+
+
+def test_export_needs_room_too_unless_it_is_there(look):
+    job = replace(JOB, has_autoawq_export=True)
+    estimate = plan(job, look()).schemes[0].estimate
+    assert estimate.disk_bytes < estimate.export_bytes < 1.1 * estimate.disk_bytes  # gptq keeps no zero points
+    disk = DISK_SLACK_BYTES + estimate.disk_bytes + estimate.work_bytes
+    assert plan(JOB, look(disk=disk))
+    assert refusal(job, look(disk=disk), DiskError)
+    assert plan(job, look(disk=disk + estimate.export_bytes))
+
+    recipe = options_of(plan(job, look()).schemes[0], job)
+    assert refusal(job, replace(look(disk=0), earlier={Scheme.GPTQ: Earlier(recipe=recipe)}), DiskError)
+    assert plan(job, replace(look(disk=0), earlier={Scheme.GPTQ: Earlier(recipe=recipe, is_exported=True)}))
 
 
 def test_time_is_unknown_on_a_gpu(look):

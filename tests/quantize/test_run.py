@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from llmtier.core.tier import Scheme
 from llmtier.quantize import run
 from llmtier.quantize.job import Backend, QuantizeJob
 from llmtier.quantize.progress import Step
+from llmtier.quantize.workplace import WORK_FOLDER, open_workplace
 from llmtier.store.checkpoints import open_checkpoint, read_manifest
 from llmtier.store.digests import checkpoint_digest, file_sha256
 
@@ -204,6 +206,69 @@ def test_same_inputs_are_used_again(job, quantize, fake_worker):
     assert [Scheme.INT8, Scheme.AWQ] == [progress.scheme for progress in seen if progress.event is Step.REUSED]
 
 
+def test_finished_checkpoints_are_used_again_beside_a_run_under_way(job, quantize, fake_worker):
+    fake = fake_worker()
+    first = quantize(job, fake)
+
+    with open_workplace(job.out, names=[]):
+        assert first == quantize(job, fake)
+
+    assert 1 == len(fake.calls)
+
+
+def test_layers_left_of_finished_checkpoints_are_removed(job, quantize, fake_worker):
+    fake = fake_worker()
+    quantize(job, fake)
+    left = job.out / WORK_FOLDER / "tiny@awq"
+    left.mkdir(parents=True)
+    (left / "stage-0-part-0.safetensors").touch()
+
+    quantize(job, fake)
+
+    assert ["tiny@awq", "tiny@int8"] == left_in(job.out)
+
+
+def test_checkpoint_moved_aside_by_a_killed_replacement_is_used_again(job, quantize, fake_worker):
+    fake = fake_worker()
+    paths = quantize(job, fake)
+    paths[0].rename(job.out / ".tiny@int8.0123abcd.old")
+
+    assert paths == quantize(job, fake)
+
+    assert 1 == len(fake.calls)
+    assert ["tiny@awq", "tiny@int8"] == left_in(job.out)
+
+
+def test_what_another_run_wrote_while_this_one_waited_is_used_again(job, quantize, fake_worker, monkeypatch):
+    fake = fake_worker()
+
+    @contextmanager
+    def wait(out, *, names):
+        monkeypatch.setattr(run, "open_workplace", open_workplace)
+        quantize(job, fake)
+        with open_workplace(out, names=names) as workplace:
+            yield workplace
+
+    monkeypatch.setattr(run, "open_workplace", wait)
+    quantize(job, fake)
+
+    assert 1 == len(fake.calls)
+
+
+def test_checkpoint_of_other_mappings_is_not_used_again(job, quantize, fake_worker, tmp_path):
+    fake = fake_worker()
+    mappings = tmp_path / "mappings.yaml"
+    mappings.write_text("- smooth: re:.*input_layernorm$\n  balance: [re:.*q_proj$, re:.*k_proj$, re:.*v_proj$]\n")
+    own = replace(job, schemes=(Scheme.AWQ,), awq_mappings=mappings)
+    quantize(own, fake)
+    quantize(own, fake)
+
+    with pytest.raises(UsageError, match=r"made with awq_mappings \[.*, not None"):
+        quantize(replace(own, awq_mappings=None), fake)
+
+    assert 1 == len(fake.calls)
+
+
 def test_only_what_shapes_the_result_forbids_reuse(job, quantize, fake_worker):
     fake = fake_worker()
     quantize(replace(job, schemes=(Scheme.INT8,)), fake)
@@ -315,9 +380,9 @@ def test_source_given_as_the_current_folder_still_names_the_target(job, quantize
 
 def test_every_step_has_a_line_for_people(job, quantize, fake_worker):
     lines = []
+    n_notes = len(run.prepare(job).notes)
 
     quantize(job, fake_worker(), on_progress=lambda progress: lines.append(progress.describe()))
-    n_notes = len(run.prepare(job).notes)
 
     assert [
         "calibrating on 2 rows, 9 tokens",

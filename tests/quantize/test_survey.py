@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from llmtier.core.errors import InputFileError, UsageError
 from llmtier.core.hardware import Hardware
-from llmtier.core.tier import Scheme
+from llmtier.core.tier import Checkpoint, Scheme
 from llmtier.quantize.job import QuantizeJob
 from llmtier.quantize.survey import (
+    Earlier,
     count_rows,
     free_memory_bytes,
     measure_gflops,
@@ -18,6 +19,7 @@ from llmtier.quantize.survey import (
     read_mappings,
     survey,
 )
+from llmtier.store.checkpoints import CheckpointManifest, write_manifest
 
 MACHINE = Hardware(cpu_model="CPU", cpu_flags=("avx2",), n_cores=2, memory_bytes=2**34)
 
@@ -31,8 +33,8 @@ def make_job(write_llama, tmp_path):
     return make
 
 
-def look(job):
-    return survey(job, detect=lambda: MACHINE, measure_speed=lambda: 123.0)
+def look(job, **options):
+    return survey(job, detect=lambda: MACHINE, measure_speed=lambda: 123.0, **options)
 
 
 def test_survey_finds_model_and_machine(make_job):
@@ -171,6 +173,52 @@ def test_limit_of_a_container_bounds_the_free_memory(tmp_path):
 def test_free_disk_is_that_of_the_nearest_folder(tmp_path):
     assert tmp_path == nearest_folder(tmp_path / "a" / "b")
     assert nearest_folder(tmp_path.__class__("relative/out")).is_absolute()
+
+
+@pytest.fixture
+def leave(provenance_of):
+    """Write what an earlier run left: a finished checkpoint, or any other folder of some bytes."""
+
+    def write(folder, *, n_bytes, recipe=None):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes(n_bytes))
+        if recipe is not None:
+            checkpoint = Checkpoint(path=str(folder), scheme=Scheme.INT8, digest="0" * 64)
+            manifest = CheckpointManifest(
+                checkpoint=checkpoint, provenance=provenance_of({}), recipe=recipe, calibration_sha256=None, seconds=1.0
+            )
+            write_manifest(folder, manifest)
+
+    return write
+
+
+def test_nothing_is_found_where_nothing_was_written(make_job):
+    assert {Scheme.INT8: Earlier()} == look(make_job()).earlier
+
+
+def test_what_an_earlier_run_left_is_found_by_scheme(make_job, leave):
+    job = make_job(schemes=(Scheme.INT8, Scheme.FP8))
+    leave(job.out / "llama@int8", n_bytes=100, recipe={"scheme": "int8"})
+    leave(job.out / "llama@int8-autoawq", n_bytes=30, recipe={})
+    leave(job.out / "llama@fp8", n_bytes=200)
+    leave(job.out / ".llmtier-work" / "llama@fp8" / "run", n_bytes=7)
+    leave(job.out / ".llama@fp8.0123abcd.tmp", n_bytes=5)
+
+    int8, fp8 = (look(job).earlier[scheme] for scheme in job.schemes)
+
+    assert ({"scheme": "int8"}, True) == (int8.recipe, int8.is_exported)
+    assert int8.n_bytes > 100
+    assert int8.export_bytes > 30
+    assert Earlier(n_bytes=200, work_bytes=7, stale_bytes=5) == fp8
+
+
+def test_nothing_is_used_again_by_force_or_with_a_broken_manifest(make_job, leave):
+    job = make_job()
+    leave(job.out / "llama@int8", n_bytes=100, recipe={"scheme": "int8"})
+
+    assert look(job, force=True).earlier[Scheme.INT8].recipe is None
+    (job.out / "llama@int8" / "llmtier.json").write_text("{")
+    assert look(job).earlier[Scheme.INT8].recipe is None
 
 
 def test_speed_is_positive():

@@ -1,9 +1,13 @@
 """The work folder: one run at a time, and what killed runs left."""
 
+import errno
+
 import pytest
 
-from llmtier.core.errors import UsageError
-from llmtier.quantize.workplace import WORK_FOLDER, open_workplace
+from llmtier.core.errors import DiskError, UsageError
+from llmtier.quantize import workplace as module
+from llmtier.quantize.workplace import WORK_FOLDER, open_workplace, tidy
+from llmtier.store.atomic import beside
 
 
 def test_second_run_waits_and_is_refused_while_the_first_goes_on(tmp_path):
@@ -56,3 +60,46 @@ def test_layers_of_an_unfinished_checkpoint_stay_on_success_and_all_stays_on_fai
         workplace.tokens({"seed": 1}).write_text("{}")
         raise KeyboardInterrupt
     assert 2 == len(list((tmp_path / WORK_FOLDER).iterdir()))
+
+
+def test_file_system_without_locks_is_a_disk_error(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+
+    with pytest.raises(DiskError, match="No locks available"), open_workplace(tmp_path, names=[]):
+        pass
+
+
+def test_names_with_signs_of_patterns_are_taken_as_they_are(tmp_path):
+    for name in (".m[1]@awq.0123abcd.tmp", ".m1@awq.0123abcd.tmp"):
+        (tmp_path / name).mkdir()
+
+    with open_workplace(tmp_path, names=["m[1]@awq"]):
+        pass
+
+    assert [".m1@awq.0123abcd.tmp"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_long_names_are_found_as_they_were_cut(tmp_path):
+    name = "m" * 160 + "@awq"
+    beside(tmp_path / name, "tmp").mkdir()
+    old = beside(tmp_path / name, "old")
+    old.mkdir()
+
+    with open_workplace(tmp_path, names=[name]):
+        pass
+
+    assert [old] == list(tmp_path.iterdir())  # it may be another long name's
+
+
+def test_tidying_waits_for_nobody(tmp_path):
+    (tmp_path / ".m@awq.0123abcd.tmp").mkdir()
+
+    with open_workplace(tmp_path, names=[]):
+        tidy(tmp_path, names=["m@awq"])
+    assert [".m@awq.0123abcd.tmp"] == [path.name for path in tmp_path.iterdir()]
+
+    tidy(tmp_path, names=["m@awq"])
+    assert [] == list(tmp_path.iterdir())

@@ -7,8 +7,9 @@ a folder of another run is emptied. A file appears whole (temporary name, fsync,
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,13 @@ class LayerStore:
 
     Attributes:
         folder: The scheme's work folder; belongs to one process at a time.
+        writer: One thread: the next part is calibrated while the disk takes the last one.
+        under_way: At most one part that is being put in its place.
     """
 
     folder: Path
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
+    under_way: "list[Future[None]]" = field(default_factory=list)
 
     def n_done(self, stage: int) -> int:
         """Return how many parts, from the first on without a gap, modifier ``stage`` has finished."""
@@ -56,8 +61,12 @@ class LayerStore:
         """Return where a part lies once it is finished."""
         return self.folder / f"stage-{stage}-part-{part:04d}.safetensors"
 
-    def save(self, stage: int, part: int, modules: "dict[str, torch.nn.Module]", facts: PartFacts) -> None:
+    def save(
+        self, stage: int, part: int, modules: "dict[str, torch.nn.Module]", facts: PartFacts, tell: Callable[[], None]
+    ) -> None:
         """Keep every parameter and buffer of some modules, observers left out: they are made anew.
+
+        ``tell`` is called, in another thread, when the part is on the disk.
 
         Raises:
             WorkerError: One of them holds NaN or infinity.
@@ -74,9 +83,13 @@ class LayerStore:
         path = self.path(stage, part)
         temporary = path.with_suffix(".tmp")
         save_file(tensors, temporary, metadata={"seconds": str(facts.seconds), "n_rounded": str(facts.n_rounded)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        self.wait()
+        self.under_way.append(self.writer.submit(put_in_place, temporary, path, tell))
+
+    def wait(self) -> None:
+        """Wait until the last saved part is on the disk; raises what went wrong with it."""
+        while self.under_way:
+            self.under_way.pop().result()
 
     def load(self, stage: int, part: int, modules: "dict[str, torch.nn.Module]") -> PartFacts:
         """Put a finished part's tensors back into its modules.
@@ -100,6 +113,14 @@ class LayerStore:
         except (SafetensorError, KeyError) as error:
             message = f"{path}: kept by an earlier run and damaged ({error}); remove {self.folder} and run it again"
             raise WorkerError(message, kind="input") from error
+
+
+def put_in_place(temporary: Path, path: Path, tell: Callable[[], None]) -> None:
+    """Give a written file its name once it is on the disk, and tell."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    tell()
 
 
 def check_tensors(tensors: "dict[str, torch.Tensor]") -> None:

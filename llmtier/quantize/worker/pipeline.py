@@ -12,6 +12,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
@@ -78,6 +79,7 @@ class LayerPipeline:
                     loop.run(loader, arguments)
                 else:
                     data_free(model, loader, arguments)
+        self.store.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +153,9 @@ class Loop:
                 check_finite(outputs, n_layers=self.traced.n_layers[index], batch=number)
         LifecycleCallbacks.sequential_epoch_end(subgraph.submodules(self.model))
         facts = PartFacts(perf_counter() - begun_s, self.n_rounded() - n_rounded)
-        self.pipeline.store.save(self.stage, index, self.traced.kept[index], facts)
+        tell = partial(self.tell, index, is_resumed=False)
+        self.pipeline.store.save(self.stage, index, self.traced.kept[index], facts, tell)
         self.pipeline.finished.append(facts)
-        self.tell(index, is_resumed=False)
         give_memory_back()
 
     def n_rounded(self) -> int:
