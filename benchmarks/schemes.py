@@ -34,7 +34,6 @@ MODEL = DEMO / "models" / "mini"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "int8": ("mini@int8", ("--scheme", "int8")),
     "int8, SmoothQuant": ("mini@int8", ("--scheme", "int8", "--smoothquant")),
-    "int8, fp8 KV cache": ("mini@int8", ("--scheme", "int8", "--kv-cache", "fp8")),
     "awq": ("mini@awq", ("--scheme", "awq")),
     "awq, AutoAWQ's layout": ("mini@awq-autoawq", ("--scheme", "awq", "--export", "autoawq")),
     "awq, AutoAWQ itself": ("mini@autoawq", ("--scheme", "awq", "--backend", "autoawq")),
