@@ -96,7 +96,7 @@ class Size:
     n_tokens: int
 
 
-FULL = Size(hidden=768, inner=2048, layers=12, n_rows=16, n_tokens=512)
+FULL = Size(hidden=1024, inner=2816, layers=12, n_rows=16, n_tokens=512)
 SMALL = Size(hidden=256, inner=512, layers=4, n_rows=32, n_tokens=256)
 
 
