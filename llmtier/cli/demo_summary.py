@@ -80,8 +80,10 @@ def describe_tier(profile: TierProfile) -> dict[str, Any]:
 
 
 def find_point(profile: TierProfile) -> LoadPoint | None:
-    """Return the load point nearest to the demo's own concurrency."""
-    return min(profile.points, key=lambda point: abs(point.concurrency - SHOWN_CONCURRENCY), default=None)
+    """Return the valid closed loop nearest to the demo's own concurrency."""
+    loops = [(point.concurrency, point) for point in profile.closed_points if point.concurrency is not None]
+    nearest = min(loops, key=lambda pair: abs(pair[0] - SHOWN_CONCURRENCY), default=None)
+    return None if nearest is None else nearest[1]
 
 
 def describe_run(answers: Sequence[Answer], profiles: Mapping[str, TierProfile]) -> dict[str, Any]:

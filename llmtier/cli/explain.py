@@ -67,6 +67,7 @@ def decide(
     from llmtier.cli.serve import load_profiles, load_routing
     from llmtier.engine.hardware import detect_hardware
     from llmtier.serve.choose import Question, TierState, choose
+    from llmtier.serve.ledger import PromptSize
     from llmtier.serve.needs import Needs
     from llmtier.store.config import load_config
 
@@ -81,7 +82,8 @@ def decide(
     states = {tier.name: TierState(name=tier.name, profile=profiles.get(tier.name)) for tier in policy.tiers}
     given = {name: value for name, value in asdict(requirement).items() if value is not None}
     needs = Needs(requirement=replace(loaded.slo.to_requirement(), **given), domain=domain)
-    asked = Question(model="auto", needs=needs, probabilities=probabilities)
+    size = PromptSize(n_characters=len(text))
+    asked = Question(model="auto", needs=needs, probabilities=probabilities, size=size)
     return choose(asked, states, policy=policy, default_tier=None), probabilities
 
 

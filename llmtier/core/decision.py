@@ -16,6 +16,7 @@ class MissReason(StrEnum):
     UNHEALTHY = "unhealthy"
     NO_PROFILE = "no_profile"
     STALE_PROFILE = "stale_profile"
+    SATURATED = "saturated"
 
 
 class Fallback(StrEnum):
@@ -47,7 +48,9 @@ class Offer:
         n_in_flight: Requests the tier is serving now; ties go to the lower load.
         context_tokens: Longest prompt plus output that fits; ``None`` when unlimited or unknown.
         is_healthy: Whether the engine answers.
-        unusable: Why the profile cannot be believed; ``None`` when it can.
+        unusable: Why the tier is no candidate: a profile that cannot be believed, or its concurrency limit
+            reached; ``None`` when it is one.
+        is_extrapolated: Whether the load or the lengths lie outside what its latency model was fitted on.
     """
 
     tier: str
@@ -60,6 +63,7 @@ class Offer:
     context_tokens: int | None = None
     is_healthy: bool = True
     unusable: MissReason | None = None
+    is_extrapolated: bool = False
 
     def __post_init__(self) -> None:
         predicted = {"accuracy": self.accuracy, "usd": self.usd, "ttft_s": self.ttft_s, "tpot_s": self.tpot_s}

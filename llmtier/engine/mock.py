@@ -18,8 +18,8 @@ import numpy as np
 from llmtier.engine.clock import Clock, SystemClock
 from llmtier.engine.loopback import serving
 from llmtier.engine.mock_answer import MockAnswer, choose_answer, count_tokens
-from llmtier.engine.mock_engine import MockEngine, MockSequence
-from llmtier.engine.mock_metrics import render_metrics
+from llmtier.engine.mock_engine import MockSequence
+from llmtier.engine.mock_metrics import MeteredEngine, render_metrics
 from llmtier.engine.mock_settings import Fault, FaultKind, MockSettings, read_mock_settings
 from llmtier.engine.mock_wire import (
     DONE,
@@ -52,7 +52,7 @@ class MockApp:
     """
 
     def __init__(self, settings: MockSettings, *, clock: Clock) -> None:
-        self.engine = MockEngine(settings, clock=clock)
+        self.engine = MeteredEngine(settings, clock=clock)
         self.n_requests = 0
         self._settings = settings
         self._clock = clock
@@ -99,6 +99,8 @@ class MockApp:
                     self.engine, model_name=settings.model_name, kv_capacity_tokens=settings.kv_capacity_tokens
                 )
                 await exchange.respond(page, content_type="text/plain; version=0.0.4; charset=utf-8")
+            case ("POST", "/reset_prefix_cache"):
+                await exchange.respond(msgspec.json.encode({"success": self.engine.n_running == 0}))
             case _:
                 raise RefusalError("Not Found", status=404)
 

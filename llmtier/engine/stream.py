@@ -15,6 +15,7 @@ from llmtier.engine.sse import SseParser
 from llmtier.engine.wire import CHUNK_DECODER, Choice, Chunk, error_text, quote
 
 _DONE = "[DONE]"
+_DONE_BYTES = b"[DONE]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,13 @@ class StreamedAnswer:
             elif not self.is_done:
                 self._take_chunk(self._decode(event.data), arrived_s)
 
+    def take_document(self, document: bytes, arrived_s: float) -> None:
+        """Add one event's data, already cut out of its stream; otherwise as ``take``."""
+        if document == _DONE_BYTES:
+            self.is_done = True
+        elif not self.is_done:
+            self._take_chunk(self._decode(document), arrived_s)
+
     def finish(self, *, scheduled_s: float, sent_s: float, done_s: float) -> Completion:
         """Return the whole answer."""
         timing = RequestTiming(
@@ -84,12 +92,13 @@ class StreamedAnswer:
             finish_reason=self.finish_reason,
         )
 
-    def _decode(self, data: str) -> Chunk:
+    def _decode(self, data: str | bytes) -> Chunk:
         try:
             return CHUNK_DECODER.decode(data)
         except msgspec.DecodeError as error:
+            quoted = quote(data if isinstance(data, bytes) else data.encode())
             raise EngineRequestError(
-                f"malformed chunk after {self.n_chunks} chunks: {error}: {quote(data.encode())}", status=200
+                f"malformed chunk after {self.n_chunks} chunks: {error}: {quoted}", status=200
             ) from error
 
     def _take_chunk(self, chunk: Chunk, arrived_s: float) -> None:

@@ -25,6 +25,9 @@ from llmtier.store.config_model import EngineKind, TierConfig
 REQUEST_TIMEOUT_S = 120.0
 """Longest wait for one answer while profiling or replaying."""
 
+RESETTABLE = {"VLLM_SERVER_DEV_MODE": "1"}
+"""Makes vLLM serve ``/reset_prefix_cache``, among other pages that no service should have."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningTier:
@@ -38,6 +41,7 @@ class RunningTier:
         identity: What exactly runs.
         checkpoint_digest: ``None`` for a tier that is not a local checkpoint.
         context_tokens: Longest prompt plus output; ``None`` when the engine does not tell.
+        pid: Leader of the engine's processes; ``None`` when llmtier did not start it.
     """
 
     name: str
@@ -47,6 +51,7 @@ class RunningTier:
     identity: EngineIdentity
     checkpoint_digest: str | None
     context_tokens: int | None
+    pid: int | None = None
 
     def connect(self) -> EngineClient:
         """Return a client for this tier, to be entered by the caller."""
@@ -57,7 +62,7 @@ class RunningTier:
 
 @asynccontextmanager
 async def running_tiers(
-    configs: Sequence[TierConfig], *, pythons: Mapping[str, Path], log_dir: Path
+    configs: Sequence[TierConfig], *, pythons: Mapping[str, Path], log_dir: Path, is_resettable: bool = False
 ) -> AsyncIterator[dict[str, RunningTier]]:
     """Run every tier of ``configs`` until the block is left; if one fails to start, all are stopped.
 
@@ -65,6 +70,7 @@ async def running_tiers(
         configs: The tiers.
         pythons: Interpreter with vLLM, by the name of each launched tier.
         log_dir: Folder for the engines' logs.
+        is_resettable: Whether launched engines let their prefix cache be reset, as a measurement wants it.
 
     Raises:
         EngineStartError: An engine died or was not ready in time.
@@ -77,7 +83,7 @@ async def running_tiers(
     async def hold(config: TierConfig) -> None:
         is_gpu = config.device.kind is not DeviceKind.CPU
         start_turn: AbstractAsyncContextManager[object] = gpu_start if is_gpu else nullcontext()
-        tier = running_tier(config, python=pythons.get(config.name), log_dir=log_dir)
+        tier = running_tier(config, python=pythons.get(config.name), log_dir=log_dir, is_resettable=is_resettable)
         async with start_turn:
             running = await tier.__aenter__()
         try:
@@ -108,11 +114,13 @@ async def unwrapped() -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def running_tier(config: TierConfig, *, python: Path | None, log_dir: Path) -> AsyncIterator[RunningTier]:
+async def running_tier(
+    config: TierConfig, *, python: Path | None, log_dir: Path, is_resettable: bool = False
+) -> AsyncIterator[RunningTier]:
     """Run one tier until the block is left."""
     match config.engine.kind:
         case EngineKind.VLLM:
-            async with _launched(config, python=python, log_dir=log_dir) as running:
+            async with _launched(config, python=python, log_dir=log_dir, is_resettable=is_resettable) as running:
                 yield running
         case EngineKind.OPENAI:
             yield await _remote(config)
@@ -125,7 +133,9 @@ async def running_tier(config: TierConfig, *, python: Path | None, log_dir: Path
 
 
 @asynccontextmanager
-async def _launched(config: TierConfig, *, python: Path | None, log_dir: Path) -> AsyncIterator[RunningTier]:
+async def _launched(
+    config: TierConfig, *, python: Path | None, log_dir: Path, is_resettable: bool
+) -> AsyncIterator[RunningTier]:
     if python is None:
         raise ConfigError(f"tier {config.name}: no interpreter with vLLM; run 'llmtier env install engine-cpu'")
     folder = config.checkpoint_path
@@ -135,7 +145,7 @@ async def _launched(config: TierConfig, *, python: Path | None, log_dir: Path) -
         model_path=config.model,
         python=python,
         args=config.engine.args,
-        env={**visible_gpus(config.device), **config.engine.env},
+        env={**visible_gpus(config.device), **(RESETTABLE if is_resettable else {}), **config.engine.env},
         cores=config.device.cores,
         start_timeout_s=config.engine.start_timeout_s,
     )
@@ -148,6 +158,7 @@ async def _launched(config: TierConfig, *, python: Path | None, log_dir: Path) -
             identity=engine.identity,
             checkpoint_digest=digest,
             context_tokens=engine.context_tokens,
+            pid=engine.pid,
         )
 
 
@@ -155,7 +166,8 @@ def visible_gpus(device: Device) -> dict[str, str]:
     """Return the variable that shows an engine its own GPUs only; empty for other devices."""
     if device.kind is not DeviceKind.GPU or device.indices is None:
         return {}
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, device.indices))}
+    # NVML and nvidia-smi count by PCI bus, CUDA by speed unless told: the same index must mean the same GPU.
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, device.indices))}
 
 
 async def _remote(config: TierConfig) -> RunningTier:

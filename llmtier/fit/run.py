@@ -114,13 +114,16 @@ def find_costs(tiers: Sequence[str], profiles: Mapping[str, TierProfile]) -> dic
     """Return each tier's cost of a request.
 
     Raises:
-        PlanError: When a tier has no profile, no load point or no price.
+        PlanError: When a tier has no profile, no valid closed loop or no price.
     """
     usd: dict[str, float] = {}
     for tier in tiers:
         profile = profiles.get(tier)
-        if profile is None or not profile.points:
-            raise PlanError(f"tier {tier} has outcomes but no measured profile; run 'llmtier profile --tier {tier}'")
+        if profile is None or not profile.closed_points:
+            raise PlanError(
+                f"tier {tier} has outcomes but no measured profile with a valid closed loop; "
+                f"run 'llmtier profile --tier {tier}'"
+            )
         if profile.cost is None:
             raise PlanError(
                 f"tier {tier} has no cost: either price.usd_per_hour is not set in llmtier.yaml, or requests failed at "

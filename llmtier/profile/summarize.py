@@ -1,73 +1,166 @@
-"""Sum up the requests of one load point: rows and chunk gaps in, a LoadPoint out.
+"""Sum up the requests of one load point: samples in, a LoadPoint out.
 
-Pure. Latencies come from ``core.timing`` and count answered requests only. ITL
-pools the gaps between content chunks of all requests, as ``vllm bench serve``
-does; an engine that puts several tokens into a chunk has larger gaps than its
+Pure. Latencies come from ``core.timing`` and count answered requests of the steady window only;
+failures count over the whole point. ITL pools the gaps between content chunks of all requests, as
+``vllm bench serve`` does; an engine that puts several tokens into a chunk has larger gaps than its
 TPOT says.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from llmtier.core.profile import LoadPoint
 from llmtier.core.timing import RequestTiming
-from llmtier.profile.load import STATUS_OK, RequestSample
+from llmtier.profile.gates import Limits, Readings, find_faults, sent_rates_rps
+from llmtier.profile.sample import RequestSample
+from llmtier.profile.window import Window, find_window
+from llmtier.stats.bounds import series_quantile_bound
 from llmtier.stats.quantiles import quantile
-from llmtier.store.profiles import RequestRow
+
+_LEAST_DURATION_S = 1e-9  # a point of which every instant is one
 
 
-def summarize(samples: Sequence[RequestSample]) -> LoadPoint:
-    """Return the load point that ``samples``, all of one concurrency and in any order, make up.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointFacts:
+    """What is known of a load point besides its requests.
+
+    Attributes:
+        shape: Label of the load shape.
+        concurrency: Of a closed loop; ``None`` for any other.
+        asked_rps: Arrival rate asked for; ``None`` for a closed loop or a shape that has no one rate.
+        seed: Of arrivals and prompts.
+        is_open: Whether requests came by a clock.
+        confidence: Of the upper bounds.
+        max_schedule_delay_s: Gate on the 99th percentile of sent minus scheduled.
+        min_rate_share: Gate on the sent share of the scheduled rate.
+        max_failed_share: Gate on failed requests, and on answers without usage.
+        max_little: Gate on the residual of Little's law.
+        suspended_s: How long the machine slept during the point.
+    """
+
+    shape: str
+    concurrency: int | None
+    asked_rps: float | None
+    seed: int
+    is_open: bool
+    confidence: float = 0.95
+    max_schedule_delay_s: float = 0.010
+    min_rate_share: float = 0.95
+    max_failed_share: float = 0.01
+    max_little: float = 0.15
+    suspended_s: float = 0.0
+
+
+def summarize(samples: Sequence[RequestSample], facts: PointFacts) -> LoadPoint:
+    """Return the load point that ``samples`` make up: all of one point in any order, warm-up and tail included.
+
+    ``duration_s`` is such that answers over duration is the throughput of the window, where a request
+    that began before it or ended after it counts by the share of its time inside: no drain dilutes
+    it, and it does not matter where in a round of a closed loop the window begins.
 
     Raises:
-        ValueError: No samples, or of more than one concurrency.
+        ValueError: No samples.
     """
-    concurrencies = {sample.row.concurrency for sample in samples}
-    if len(concurrencies) != 1:
-        raise ValueError(f"a load point needs requests of one concurrency, got {sorted(concurrencies)}")
-    answered = [sample for sample in samples if sample.row.status == STATUS_OK]
-    timings = [to_timing(sample.row) for sample in answered]
-    ttft_s = _known(timing.ttft_s for timing in timings)
-    tpot_s = _known(timing.tpot_s for timing in timings)
-    e2el_s = _known(timing.e2el_s for timing in timings)
-    itl_s = [gap_s for sample in answered for gap_s in sample.itl_s]
+    window = find_window(samples, is_open=facts.is_open)
+    counted = [samples[i] for i in window.counted]
+    answered = [sample for sample in counted if sample.is_ok]
+    in_flight, residual = _little(samples, counted, window)
+    readings = Readings(
+        window=window,
+        little_residual=residual,
+        mean_in_flight=in_flight,
+        is_open=facts.is_open,
+        suspended_s=facts.suspended_s,
+    )
+    measured = [sample for sample in samples if not sample.is_warmup]
+    rates = sent_rates_rps(measured) if facts.is_open else None
+    delays_s = [sample.row.sent_s - sample.row.scheduled_s for sample in measured]
     return LoadPoint(
-        concurrency=concurrencies.pop(),
+        **_latencies([sample.timing for sample in answered], facts.confidence),
+        concurrency=facts.concurrency,
         n_ok=len(answered),
-        n_failed=len(samples) - len(answered),
-        duration_s=_duration_s(samples),
-        ttft_p50_s=quantile(ttft_s, 0.50),
-        ttft_p95_s=quantile(ttft_s, 0.95),
-        tpot_p50_s=quantile(tpot_s, 0.50),
-        tpot_p95_s=quantile(tpot_s, 0.95),
-        itl_p50_s=quantile(itl_s, 0.50),
-        itl_p95_s=quantile(itl_s, 0.95),
-        e2el_p50_s=quantile(e2el_s, 0.50),
-        e2el_p95_s=quantile(e2el_s, 0.95),
-        mean_input_tokens=_mean(_known(sample.row.n_input_tokens for sample in answered)),
-        mean_output_tokens=_mean(_known(sample.row.n_output_tokens for sample in answered)),
+        n_failed=sum(not sample.is_ok for sample in measured),
+        duration_s=_duration_s(samples, len(answered), window),
+        mean_input_tokens=_mean(sample.row.n_input_tokens for sample in answered),
+        mean_output_tokens=_mean(sample.row.n_output_tokens for sample in answered),
+        shape=facts.shape,
+        asked_rps=facts.asked_rps,
+        achieved_rps=None if rates is None else rates[0],
+        n_sent=len(samples),
+        is_steady=window.is_steady,
+        little_residual=residual,
+        mean_in_flight=in_flight,
+        schedule_delay_p50_s=quantile(delays_s, 0.50),
+        schedule_delay_p99_s=quantile(delays_s, 0.99),
+        bound_confidence=facts.confidence,
+        invalid=find_faults(samples, readings, _limits(facts)),
+        seed=facts.seed,
     )
 
 
-def to_timing(row: RequestRow) -> RequestTiming:
-    """Return the instants of a row; of its chunks only the first and the last, so ``itl_s`` means nothing here."""
-    chunks_s = () if row.first_s is None or row.last_s is None else (row.first_s, row.last_s)
-    return RequestTiming(
-        scheduled_s=row.scheduled_s,
-        sent_s=row.sent_s,
-        done_s=row.done_s,
-        content_s=chunks_s,
-        n_output_tokens=row.n_output_tokens,
+def _limits(facts: PointFacts) -> Limits:
+    return Limits(
+        schedule_delay_s=facts.max_schedule_delay_s,
+        rate_share=facts.min_rate_share,
+        failed_share=facts.max_failed_share,
+        little=facts.max_little,
     )
 
 
-def _duration_s(samples: Sequence[RequestSample]) -> float:
-    """First send to last end, failures included: they took the load's time too."""
-    return max(sample.row.done_s for sample in samples) - min(sample.row.sent_s for sample in samples)
+def _latencies(timings: Sequence[RequestTiming], confidence: float) -> dict[str, float | None]:
+    """Return every latency field of a load point from the timings in the order they were scheduled."""
+    series: dict[str, list[float]] = {
+        "ttft": _known(timings, lambda timing: timing.ttft_s),
+        "tpot": _known(timings, lambda timing: timing.tpot_s),
+        "e2el": _known(timings, lambda timing: timing.e2el_s),
+        "itl": [gap_s for timing in timings for gap_s in timing.itl_s],
+        "ttft_from_send": _known(timings, lambda timing: timing.ttft_from_send_s),
+        "e2el_from_send": _known(timings, lambda timing: timing.e2el_from_send_s),
+    }
+    fields: dict[str, float | None] = {}
+    for name, values in series.items():
+        fields[f"{name}_p50_s"] = quantile(values, 0.50)
+        fields[f"{name}_p95_s"] = quantile(values, 0.95)
+    for name in ("ttft", "tpot", "e2el"):
+        fields[f"{name}_p95_high_s"] = series_quantile_bound(series[name], 0.95, confidence)
+    return fields
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return sorted(value for value in values if value is not None)
+def _duration_s(samples: Sequence[RequestSample], n_ok: int, window: Window) -> float:
+    """Return the seconds in which as many requests as the window counts are served at the window's throughput."""
+    span_s = max(window.end_s - window.start_s, _LEAST_DURATION_S)
+    served = sum(_share(sample, window) for sample in samples if sample.is_ok)
+    return span_s * n_ok / served if n_ok and served > 0 else span_s
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _little(
+    samples: Sequence[RequestSample], counted: Sequence[RequestSample], window: Window
+) -> tuple[float | None, float | None]:
+    """Return the mean number in flight over the window, and how far lambda times W is from it, as a share of it."""
+    span_s = window.end_s - window.start_s
+    if span_s <= 0 or not counted:
+        return None, None
+    in_flight = sum(_inside_s(sample, window) for sample in samples) / span_s
+    arrived = sum(sample.row.done_s - sample.row.sent_s for sample in counted) / span_s  # lambda W
+    return in_flight, (in_flight - arrived) / in_flight if in_flight > 0 else None
+
+
+def _inside_s(sample: RequestSample, window: Window) -> float:
+    return max(min(sample.row.done_s, window.end_s) - max(sample.row.sent_s, window.start_s), 0.0)
+
+
+def _share(sample: RequestSample, window: Window) -> float:
+    """Return the share of a request's time that lies inside the window."""
+    lived_s = sample.row.done_s - sample.row.sent_s
+    if lived_s <= 0:
+        return float(window.start_s <= sample.row.sent_s < window.end_s)
+    return _inside_s(sample, window) / lived_s
+
+
+def _known(timings: Sequence[RequestTiming], of: Callable[[RequestTiming], float | None]) -> list[float]:
+    return [value for value in map(of, timings) if value is not None]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,9 @@ REFUSALS: Mapping[str, type[LlmtierError]] = {
 
 Event = dict[str, Any]
 """One line of a worker: ``event`` and its facts."""
+JOB_FOLLOWS = "-"
+"""The worker's first argument where its job comes as the first line of its standard input."""
+
 N_LAST_LINES = 15
 LAST_BYTES = 16_384
 
@@ -60,12 +64,71 @@ def running_worker(
         MachineError: The interpreter cannot be started, or the worker failed; holds its last lines.
         LlmtierError: The worker refused the job, by a class of ``REFUSALS``.
     """
-    with tempfile.TemporaryFile() as errors:
-        process = start([str(python), "-I", *worker, json.dumps(job)], errors=errors, env=env, lock=lock)
+    command = [str(python), "-I", *worker, json.dumps(job)]
+    with tempfile.TemporaryFile() as errors, started(command, errors=errors, env=env, lock=lock) as process:
+        yield follow(process, errors=errors)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingWorker:
+    """A worker that loads its libraries while its job is still being made out.
+
+    Attributes:
+        process: Runs ``worker_command(...)`` with ``JOB_FOLLOWS``.
+        errors: Its standard error.
+    """
+
+    process: "subprocess.Popen[str]"
+    errors: IO[bytes]
+
+    @contextmanager
+    def working_on(self, job: Mapping[str, object]) -> Iterator[Iterator[Event]]:
+        """Hand it its one job and give its events; leaving the block ends it, whatever happened.
+
+        Raises:
+            MachineError: It failed, now or before; holds its last lines.
+            LlmtierError: It refused the job, by a class of ``REFUSALS``.
+        """
         try:
-            yield follow(process, errors=errors)
+            with suppress(BrokenPipeError):  # it is gone; ``follow`` says how
+                self.send(json.dumps(job))
+            yield follow(self.process, errors=self.errors)
         finally:
-            end(process)
+            end(self.process)
+
+    def send(self, line: str) -> None:
+        """Write a line to its standard input."""
+        if self.process.stdin is not None:
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+
+
+@contextmanager
+def waiting_worker(*, python: Path, worker: Sequence[str], lock: int | None = None) -> Iterator[WaitingWorker]:
+    """Start a worker whose job follows, and give it; leaving the block ends it. Arguments as of ``running_worker``.
+
+    Raises:
+        MachineError: The interpreter cannot be started.
+    """
+    command = [str(python), "-I", *worker, JOB_FOLLOWS]
+    with tempfile.TemporaryFile() as errors, started(command, errors=errors, lock=lock) as process:
+        yield WaitingWorker(process, errors)
+
+
+@contextmanager
+def started(
+    command: Sequence[str], *, errors: IO[bytes], env: Mapping[str, str] | None = None, lock: int | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """Start the worker for the block.
+
+    Raises:
+        MachineError: The interpreter cannot be started.
+    """
+    process = start(command, errors=errors, env=env, lock=lock)
+    try:
+        yield process
+    finally:
+        end(process)
 
 
 def start(
@@ -133,7 +196,8 @@ def end(process: "subprocess.Popen[str]") -> None:
         process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
+            with suppress(BrokenPipeError):  # a job that it did not live to read
+                pipe.close()
 
 
 def describe_exit(code: int) -> str:

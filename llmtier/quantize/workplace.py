@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,29 +52,51 @@ class Workplace:
 
 
 @contextmanager
+def opened(out: Path) -> Iterator[int]:
+    """Make the folder and give its descriptor: whoever inherits it holds the lock that is taken on it, also later.
+
+    Raises:
+        DiskError: The file system refused.
+    """
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def open_workplace(
-    out: Path, *, names: list[str], wait_s: float = LOCK_WAIT_S, sleep: Callable[[float], None] = time.sleep
+    out: Path,
+    *,
+    names: list[str],
+    descriptor: int | None = None,
+    wait_s: float = LOCK_WAIT_S,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Workplace]:
     """Lock the work folder of ``out``; remove what killed runs left of the checkpoints called ``names``.
 
     On success the folder goes away, unless unfinished layers of other checkpoints lie in it; on failure its files stay.
 
+    Args:
+        out: Where the checkpoints go.
+        names: Theirs.
+        descriptor: Of ``opened(out)``, which then keeps the lock; ``None`` opens the folder for the block.
+        wait_s: How long another run is waited for.
+        sleep: Waits.
+
     Raises:
         UsageError: Another run holds the lock.
         DiskError: The file system refused.
     """
-    folder = out / WORK_FOLDER
-    with disk_errors(folder):
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        wait_for_lock(descriptor, out, wait_s=wait_s, sleep=sleep)
+    with opened(out) if descriptor is None else nullcontext(descriptor) as held:
+        wait_for_lock(held, out, wait_s=wait_s, sleep=sleep)
         for name in names:
             mend_leftovers(out, name)
-        with working_in(folder):
-            yield Workplace(folder, descriptor)
-    finally:
-        os.close(descriptor)
+        with working_in(out / WORK_FOLDER):
+            yield Workplace(out / WORK_FOLDER, held)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from llmtier.core.decision import Decision, MissReason, Offer
 from llmtier.engine.wire import Usage
 from llmtier.serve.asgi import Headers, Receive, Reply, read_body, run_until_gone
 from llmtier.serve.choose import Choice, Question, choose, find_next_tier
+from llmtier.serve.ledger import Flight, PromptSize
 from llmtier.serve.needs import read_needs
 from llmtier.serve.record import FAILOVER, Record, Recorder, RequestOutcome, begin
 from llmtier.serve.refusal import RequestRefusedError
@@ -39,6 +40,7 @@ class _Plan:
     """A decoded request and where it may go; ``tier`` serves first."""
 
     request: WireRequest
+    size: PromptSize
     decision: Decision
     tier: str
     upstream: UpstreamRequest
@@ -96,8 +98,10 @@ class CompletionHandler:
             tried.append(tier)
             record.n_in_flight = self._state.pool.n_in_flight(tier)
             try:
-                with self._state.pool.serving(tier):
-                    await self._serve(record, plan, tier, reply)
+                with self._state.pool.serving(tier, plan.size, is_stream=request.is_stream) as flight:
+                    await self._serve(record, plan, tier, reply, flight)
+                if record.outcome is RequestOutcome.OK:
+                    flight.learn(record.usage)
                 tier = None
             except UpstreamError as failure:
                 tier = self._fail_over(record, plan.decision, tried, failure)
@@ -106,11 +110,13 @@ class CompletionHandler:
         state = self._state
         record.request = request
         record.needs = read_needs(headers, defaults=state.defaults, context_tokens=request.context_tokens)
+        size = _size_of(request)
         question = Question(
             model=request.model,
             needs=record.needs,
             probabilities=self._score(record, request),
             max_tokens=request.max_tokens,
+            size=size,
         )
         choice = choose(question, state.pool.states(), policy=state.policy, default_tier=state.default_tier)
         record.choice = choice
@@ -123,14 +129,14 @@ class CompletionHandler:
         upstream = UpstreamRequest(
             path=request.endpoint.value, request_id=record.request_id, is_stream=request.is_stream, ends_s=ends_s
         )
-        return _Plan(request=request, decision=choice.decision, tier=choice.decision.tier, upstream=upstream)
+        return _Plan(request=request, size=size, decision=choice.decision, tier=choice.decision.tier, upstream=upstream)
 
     def _score(self, record: Record, request: WireRequest) -> Mapping[str, float]:
         domain = None if record.needs is None else record.needs.domain
         prompt = request.to_prompt(record.request_id, domain=domain)
         return {} if self._state.scorer is None or prompt is None else self._state.scorer.probabilities(prompt)
 
-    async def _serve(self, record: Record, plan: _Plan, tier_name: str, reply: Reply) -> None:
+    async def _serve(self, record: Record, plan: _Plan, tier_name: str, reply: Reply, flight: Flight) -> None:
         state = self._state
         tier = state.pool.tiers[tier_name]
         body = plan.request.forwarded(tier.model_name)
@@ -140,7 +146,7 @@ class CompletionHandler:
             record.status = upstream.status
             _announce(reply, record)
             if upstream.is_events:
-                await self._relay_events(record, plan, upstream, reply)
+                await self._relay_events(record, plan, upstream, reply, flight)
             else:
                 await self._relay_whole(record, upstream, reply)
 
@@ -152,14 +158,18 @@ class CompletionHandler:
         await relay_whole(upstream, reply)
         record.outcome = RequestOutcome.OK if is_ok else RequestOutcome.ENGINE_REFUSED
 
-    async def _relay_events(self, record: Record, plan: _Plan, upstream: Upstream, reply: Reply) -> None:
+    async def _relay_events(
+        self, record: Record, plan: _Plan, upstream: Upstream, reply: Reply, flight: Flight
+    ) -> None:
         clock = self._state.clock
         events = SseRelay(strips_usage=not plan.request.wants_usage)
 
         def note_instant() -> None:
-            record.last_s = clock()
-            if record.first_s is None and events.has_content:
-                record.first_s = record.last_s
+            record.last_s = now_s = clock()
+            if events.has_content:
+                flight.note_piece(now_s)
+                if record.first_s is None:
+                    record.first_s = now_s
 
         try:
             broken = await relay_events(upstream, reply, events, ends_s=plan.upstream.ends_s, on_piece=note_instant)
@@ -184,6 +194,12 @@ class CompletionHandler:
         record.tier, record.reason = following, FAILOVER
         self._recorder.decided(record)
         return following
+
+
+def _size_of(request: WireRequest) -> PromptSize:
+    if not request.messages:
+        return PromptSize(n_tokens=request.n_prompt_tokens)
+    return PromptSize(n_characters=sum(len(message.content) for message in request.messages))
 
 
 def _reject(choice: Choice) -> RequestRefusedError:

@@ -5,14 +5,16 @@ in, writes nothing, asks no engine. The scorer has already run.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llmtier.core.decision import Decision, Fallback, MissReason, Offer
+from llmtier.core.latency_model import LoadState
 from llmtier.core.policy import Policy
 from llmtier.core.profile import TierProfile
 from llmtier.core.requirement import Requirement
 from llmtier.route.decide import decide, find_misses, pin
 from llmtier.route.predict import accuracy_need, predict
+from llmtier.serve.ledger import CHARACTERS_PER_TOKEN, PromptSize
 from llmtier.serve.needs import Needs
 from llmtier.serve.refusal import RequestRefusedError
 
@@ -20,6 +22,7 @@ AUTO_ALIASES = ("auto", "llmtier")
 """The model names that ask for routing; no tier may be called so."""
 
 _HOPELESS = frozenset({MissReason.UNHEALTHY, MissReason.CONTEXT})
+_ROUTABLE = frozenset({None, MissReason.SATURATED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +34,16 @@ class TierState:
         profile: What was measured; ``None`` without a profile.
         unusable: Why ``profile`` cannot be believed; ``None`` when it can.
         is_healthy: Whether the engine answers.
-        n_in_flight: Requests that the gateway has there now.
+        load: What the gateway has there now.
+        tokens_per_character: Of the prompts that its engine has counted.
     """
 
     name: str
     profile: TierProfile | None
     unusable: MissReason | None = None
     is_healthy: bool = True
-    n_in_flight: int = 0
+    load: LoadState = field(default_factory=LoadState)
+    tokens_per_character: float = 1.0 / CHARACTERS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +55,14 @@ class Question:
         needs: Limits and domain.
         probabilities: Tier name to P(correct) of this prompt; empty without a scorer or without text.
         max_tokens: Longest answer asked for; ``None`` when open.
+        size: Of the prompt; ``None`` when unknown, and then it is taken to be as long as those profiled.
     """
 
     model: str
     needs: Needs
     probabilities: Mapping[str, float]
     max_tokens: int | None = None
+    size: PromptSize | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +93,7 @@ def choose(
     if default_tier is not None:
         return _pin(question, states, default_tier, others=states.values())
     offers = tuple(make_offer(question, state) for state in states.values())
-    if all(offer.unusable is not None for offer in offers):
+    if all(offer.unusable not in _ROUTABLE for offer in offers):
         raise RequestRefusedError(
             f"model {question.model!r} needs a policy, a profile or gateway.default_tier; "
             f"run 'llmtier fit-thresholds' or ask for one of: {', '.join(states)}",
@@ -120,15 +127,16 @@ def make_offer(question: Question, state: TierState) -> Offer:
             tier=state.name,
             accuracy=question.probabilities.get(state.name),
             usd=None,
-            n_in_flight=state.n_in_flight,
+            n_in_flight=state.load.n_in_flight,
             is_healthy=state.is_healthy,
             unusable=state.unusable or MissReason.NO_PROFILE,
         )
     return predict(
         profile,
         accuracy=_find_accuracy(question, state),
-        n_in_flight=state.n_in_flight,
-        output_tokens=_cap_output(profile, question.max_tokens),
+        state=state.load,
+        input_tokens=None if question.size is None else question.size.estimate_tokens(state.tokens_per_character),
+        output_tokens=_cap_output(profile, question.max_tokens, recent=state.load.mean_output_tokens),
         unusable=state.unusable,
         is_healthy=state.is_healthy,
     )
@@ -170,7 +178,11 @@ def _find_accuracy(question: Question, state: TierState) -> float | None:
     return None if estimate is None else estimate.accuracy
 
 
-def _cap_output(profile: TierProfile, max_tokens: int | None) -> float | None:
-    """Return ``max_tokens`` where it cuts below every measured mean; ``None`` leaves the mean in force."""
-    lengths = [point.mean_output_tokens for point in profile.points if point.mean_output_tokens is not None]
-    return float(max_tokens) if max_tokens is not None and lengths and max_tokens < min(lengths) else None
+def _cap_output(profile: TierProfile, max_tokens: int | None, *, recent: float | None) -> float | None:
+    """Return ``max_tokens`` where it cuts below the length that is expected; ``None`` leaves that in force."""
+    if profile.latency is not None:
+        expected = profile.latency.mean_output_tokens if recent is None else recent
+    else:  # without a model the latencies are those of the lengths that were profiled
+        lengths = [point.mean_output_tokens for point in profile.points if point.mean_output_tokens is not None]
+        expected = min(lengths, default=0.0)
+    return float(max_tokens) if max_tokens is not None and max_tokens < expected else None

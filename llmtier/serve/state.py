@@ -61,7 +61,7 @@ class AppState:
         defaults: Limits of a request that states none.
         traffic: The traffic log, not yet started; ``None`` when none is kept.
         log_text: Whether the traffic log holds prompts.
-        clock: Monotonic seconds; likewise ``now`` for stamps and ``new_id`` for request ids.
+        clock: Monotonic seconds, the pool's own; likewise ``now`` for stamps and ``new_id`` for request ids.
     """
 
     pool: TierPool

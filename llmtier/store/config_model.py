@@ -113,7 +113,7 @@ class EngineConfig(_Model):
 
 
 class PriceConfig(_Model):
-    """The ``price`` of a tier's device share."""
+    """The ``price`` of a tier's device; tiers that are profiled together on one device split it by busy time."""
 
     usd_per_hour: float = Field(ge=0)
 
@@ -192,12 +192,22 @@ class LoadConfig(_Model):
         requests_per_point: Requests measured at each.
         warmup_requests: Requests sent first and not measured.
         max_tokens: Longest answer to ask for.
+        max_input_tokens: Longest prompt of the latency model's own requests.
+        shapes: Load shapes to report in place of closed loops, such as ``poisson:2.5``.
+        precision: Largest relative half width of the mean E2EL's 95 % interval; points are repeated until it is reached.
+        budget_s: Longest repeat of a point for that.
+        latency_model: Whether a latency model is fitted; without one the router interpolates between points.
     """
 
     concurrency: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 4, 16), min_length=1)
     requests_per_point: int = Field(default=128, ge=1)
     warmup_requests: int = Field(default=16, ge=0)
     max_tokens: int = Field(default=64, ge=1)
+    max_input_tokens: int = Field(default=512, ge=1)
+    shapes: tuple[str, ...] = ()
+    precision: float | None = Field(default=None, gt=0, lt=1)
+    budget_s: float = Field(default=600.0, gt=0)
+    latency_model: bool = True
 
     @field_validator("concurrency")
     @classmethod

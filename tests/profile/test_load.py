@@ -1,180 +1,198 @@
-"""The closed loop sends what it should, when it should, and counts what it should."""
+"""A load sends what it should, when it should, and counts what it should, against a mock engine."""
 
 import asyncio
 import gc
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llmtier.core.errors import EngineRequestError
-from llmtier.core.prompt import Message, Prompt
-from llmtier.core.timing import RequestTiming
-from llmtier.engine.stream import Completion
-from llmtier.profile.load import ClosedLoop, LoadSettings, cycle_prompts
+from llmtier.engine.load_client import LoadClient
+from llmtier.engine.mock import mock_app, running_app
+from llmtier.engine.mock_settings import Fault, FaultKind, MockSettings
+from llmtier.profile.conversation import Conversation, Turn
+from llmtier.profile.load import LoadPlan, LoadProgress, run_load, run_talks
+from llmtier.profile.shapes import ClosedLoop, ConstantRate, PoissonRate, Trace
+from llmtier.profile.workload import PromptSource, RequestStyle
+
+pytestmark = pytest.mark.anyio
+
+FAST = MockSettings(alpha_s=0.0, beta_s_per_token=0.0, sequence_s=0.0, output_tokens=2)
 
 
-@dataclass
-class FakeClient:
-    """Answers in two chunks after some turns of the loop; time is a counter that every look moves on by one."""
-
-    fails: frozenset[int] = frozenset()
-    n_asked: int = 0
-    n_in_flight: int = 0
-    peak: int = 0
-    was_collecting: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    max_tokens: list[int | None] = field(default_factory=list)
-    ticks: Iterator[int] = field(default_factory=itertools.count)
-
-    def now_s(self):
-        return float(next(self.ticks))
-
-    async def stream_chat(self, messages, *, max_tokens, temperature=0.0, scheduled_s=None):
-        number = self.n_asked
-        self.n_asked += 1
-        self.texts.append(messages[-1].content)
-        self.max_tokens.append(max_tokens)
-        self.was_collecting.append(gc.get_freeze_count())
-        sent_s = self.now_s()
-        self.n_in_flight += 1
-        self.peak = max(self.peak, self.n_in_flight)
-        await asyncio.sleep(0)
-        self.n_in_flight -= 1
-        if number in self.fails:
-            raise EngineRequestError("scripted", status=500)
-        first_s, last_s, done_s = self.now_s(), self.now_s(), self.now_s()
-        timing = RequestTiming(
-            scheduled_s=scheduled_s, sent_s=sent_s, content_s=(first_s, last_s), done_s=done_s, n_output_tokens=2
-        )
-        return Completion(text="a b", timing=timing, n_input_tokens=3, finish_reason="stop")
+@asynccontextmanager
+async def engine(settings=FAST):
+    app = mock_app(settings)
+    async with running_app(app) as url, LoadClient(url, timeout_s=5) as client:
+        yield app, client
 
 
-def make_loop(client, prompts, **settings):
-    return ClosedLoop(
-        client=client,
+def plan_of(shape, n_requests=6, warmup_requests=0, seed=1):
+    return LoadPlan(
         tier="t",
-        prompts=cycle_prompts(prompts, seed=1),
-        settings=LoadSettings(**{"warmup_requests": 0, "requests_per_point": 6, "stagger_s": 0.0, **settings}),
-        clock=client.now_s,
+        model_name="mock",
+        shape=shape,
+        n_requests=n_requests,
+        warmup_requests=warmup_requests,
+        seed=seed,
+        stagger_s=0.0,
     )
 
 
-@pytest.mark.anyio
+def items_of(prompts, max_tokens=8):
+    return iter(PromptSource(prompts=prompts, max_tokens=max_tokens, seed=1))
+
+
 @pytest.mark.parametrize(("concurrency", "n_warmup"), [(1, 0), (3, 0), (3, 4), (5, 2)])
-async def test_the_loop_keeps_its_concurrency_and_drops_the_warmup(make_prompts, concurrency, n_warmup):
-    client = FakeClient()
+async def test_closed_loop_keeps_its_concurrency_and_flags_the_warmup(make_prompts, concurrency, n_warmup):
+    async with engine(MockSettings(alpha_s=0.002)) as (app, client):
+        peak = 0
 
-    samples = await make_loop(client, make_prompts(4), warmup_requests=n_warmup).measure(concurrency)
+        async def watch():
+            nonlocal peak
+            while True:
+                peak = max(peak, app.engine.n_running + app.engine.n_waiting)
+                await asyncio.sleep(0)
 
-    assert 6 == len(samples)
-    assert 6 + n_warmup == client.n_asked
-    assert concurrency == client.peak
-    assert all(sample.row.concurrency == concurrency and sample.row.tier == "t" for sample in samples)
+        watching = asyncio.create_task(watch())
+        result = await run_load(
+            client, plan_of(ClosedLoop(concurrency=concurrency), 12, n_warmup), items_of(make_prompts(4))
+        )
+        watching.cancel()
+
+    assert 12 + n_warmup == len(result.samples) == app.n_requests
+    assert n_warmup == sum(sample.is_warmup for sample in result.samples)
+    assert concurrency == peak
+    assert all(sample.row.concurrency == concurrency for sample in result.samples)
+    assert {f"closed:{concurrency}"} == {sample.row.shape for sample in result.samples}
 
 
-@pytest.mark.anyio
-async def test_rows_hold_the_instants_and_the_gaps(make_prompts):
-    [sample] = await make_loop(FakeClient(), make_prompts(1), requests_per_point=1).measure(1)
+async def test_worker_is_scheduled_when_its_last_request_is_done(make_prompts):
+    async with engine() as (_, client):
+        result = await run_load(client, plan_of(ClosedLoop(concurrency=1)), items_of(make_prompts(2)))
 
+    for earlier, later in itertools.pairwise(result.samples):
+        assert earlier.row.done_s <= later.row.scheduled_s <= later.row.sent_s
+
+
+async def test_schedule_is_kept_whatever_the_engine_does(make_prompts):
+    """The engine hangs on the first request; the others still leave at their instants, and count from them."""
+    faults = (Fault(kind=FaultKind.SLOW_START, on_nth_request=1, delay_s=0.2),)
+    async with engine(MockSettings(alpha_s=0.0, sequence_s=0.0, output_tokens=2, faults=faults)) as (_, client):
+        result = await run_load(client, plan_of(ConstantRate(rate_rps=100.0)), items_of(make_prompts(3)))
+    scheduled = [sample.row.scheduled_s for sample in result.samples]
+
+    assert all(later - earlier == pytest.approx(0.01) for earlier, later in itertools.pairwise(scheduled))
+    assert result.samples[-1].row.sent_s < result.samples[0].row.done_s
+    assert all(sample.row.sent_s >= sample.row.scheduled_s for sample in result.samples)
+    assert all(sample.row.concurrency is None for sample in result.samples)
+
+
+async def test_same_seed_gives_the_same_gaps(make_prompts):
+    gaps = []
+    for _ in range(2):
+        async with engine() as (_, client):
+            result = await run_load(client, plan_of(PoissonRate(rate_rps=500.0), seed=7), items_of(make_prompts(3)))
+        first = result.samples[0].row.scheduled_s
+        gaps.append([round(sample.row.scheduled_s - first, 9) for sample in result.samples])
+
+    assert gaps[0] == pytest.approx(gaps[1])
+
+
+async def test_trace_keeps_its_recorded_gaps(make_prompts):
+    shape = Trace(name="x", recorded_s=(0.0, 0.01, 0.03, 0.03, 0.04, 0.08), time_scale=0.5)
+    async with engine() as (_, client):
+        result = await run_load(client, plan_of(shape), items_of(make_prompts(3)))
+    first = result.samples[0].row.scheduled_s
+
+    assert [0.0, 0.005, 0.015, 0.015, 0.02, 0.04] == pytest.approx(
+        [sample.row.scheduled_s - first for sample in result.samples]
+    )
+
+
+async def test_rows_hold_instants_counts_and_chunks(make_prompts):
+    async with engine() as (_, client):
+        result = await run_load(client, plan_of(ClosedLoop(concurrency=1), 1), items_of(make_prompts(1)))
+    [sample] = result.samples
     row = sample.row
-    instants = (row.scheduled_s, row.sent_s, row.first_s, row.last_s, row.done_s)
-    assert (0.0, 1.0, 2.0, 3.0, 4.0) == instants
-    assert (1.0,) == sample.itl_s
-    assert ("p0", 3, 2, "ok") == (row.prompt_id, row.n_input_tokens, row.n_output_tokens, row.status)
+
+    assert row.scheduled_s <= row.sent_s <= row.first_s <= row.last_s <= row.done_s
+    assert (row.first_s, row.last_s) == (sample.content_s[0], sample.content_s[-1])
+    assert ("p0", 2, 2, 2, "ok") == (row.prompt_id, row.n_input_tokens, row.n_output_tokens, row.n_chunks, row.status)
 
 
-@pytest.mark.anyio
-async def test_a_worker_is_scheduled_when_its_last_request_is_done(make_prompts):
-    samples = await make_loop(FakeClient(), make_prompts(2)).measure(1)
+async def test_failures_are_rows_with_their_reason(make_prompts):
+    faults = (Fault(kind=FaultKind.ERROR, on_nth_request=2), Fault(kind=FaultKind.CUT, on_nth_request=3, after_tokens=1))
+    async with engine(MockSettings(alpha_s=0.0, sequence_s=0.0, output_tokens=2, faults=faults)) as (_, client):
+        progress = LoadProgress()
+        result = await run_load(
+            client, plan_of(ClosedLoop(concurrency=1)), items_of(make_prompts(3)), progress=progress
+        )
+    statuses = [sample.row.status for sample in result.samples]
 
-    rows = [sample.row for sample in samples]
-    for earlier, later in itertools.pairwise(rows):
-        assert later.scheduled_s == earlier.done_s + 1.0  # the next look at the clock
-        assert later.sent_s == later.scheduled_s + 1.0
-
-
-@pytest.mark.anyio
-async def test_failures_are_rows_without_latency(make_prompts):
-    samples = await make_loop(FakeClient(fails=frozenset({0, 2})), make_prompts(3), warmup_requests=1).measure(1)
-
-    assert ["ok", "scripted", "ok", "ok", "ok", "ok"] == [sample.row.status for sample in samples]
-    failed = samples[1]
-    assert (None, None, None) == (failed.row.first_s, failed.row.last_s, failed.row.n_output_tokens)
-    assert failed.row.scheduled_s == failed.row.sent_s < failed.row.done_s
-    assert () == failed.itl_s
+    assert ["ok", "ok", "ok", "ok"] == [statuses[0], *statuses[3:]]
+    assert "HTTP 500: scripted fault" == statuses[1]
+    assert statuses[2].startswith("stream cut after 1 chunks")
+    assert [False, True, True, False, False, False] == [not sample.is_ok for sample in result.samples]
+    assert (6, 6, 2) == (progress.n_sent, progress.n_done, progress.n_failed)
+    assert 4 == len(progress.e2el_s) == len(progress.first_byte_s)
 
 
-@pytest.mark.anyio
-async def test_a_dead_engine_ends_the_point(make_prompts):
-    client = FakeClient(fails=frozenset(range(10_000)))
+@pytest.mark.parametrize("shape", [ClosedLoop(concurrency=4), ConstantRate(rate_rps=2000.0)])
+async def test_dead_engine_ends_the_load(make_prompts, shape):
+    faults = (Fault(kind=FaultKind.REFUSE),)
+    async with engine(MockSettings(faults=faults)) as (app, client):
+        with pytest.raises(EngineRequestError, match="first 20 requests all failed"):
+            await run_load(client, plan_of(shape, 2_000), items_of(make_prompts(3)))
 
-    with pytest.raises(EngineRequestError, match="first 20 requests all failed"):
-        await make_loop(client, make_prompts(3), requests_per_point=10_000).measure(4)
-
-    assert client.n_asked < 30
-
-
-@pytest.mark.anyio
-async def test_points_share_one_cycle_of_prompts(make_prompts):
-    client = FakeClient()
-    loop = make_loop(client, make_prompts(12))
-
-    await loop.measure(1)
-    await loop.measure(2)
-
-    assert {f"word {index}" for index in range(12)} == set(client.texts)
+    assert app.n_requests < 500
 
 
-@pytest.mark.anyio
-async def test_a_prompt_may_name_its_own_max_tokens():
-    client = FakeClient()
-    prompt = Prompt(id="p", messages=(Message(role="user", content="?"),), max_tokens=3)
+async def test_garbage_is_left_alone_only_while_a_load_runs(make_prompts):
+    async with engine() as (app, client):
+        was_collecting = []
 
-    await make_loop(client, [prompt], requests_per_point=1, max_tokens=9).measure(1)
+        def items():
+            yield from itertools.islice(items_of(make_prompts(1)), 3)
 
-    assert [3] == client.max_tokens
+        submit = app.engine.submit
 
+        def note(**fields):
+            was_collecting.append(gc.isenabled())
+            return submit(**fields)
 
-@pytest.mark.anyio
-async def test_garbage_is_frozen_only_while_a_point_is_measured(make_prompts):
-    client = FakeClient()
+        app.engine.submit = note
+        await run_load(client, plan_of(ClosedLoop(concurrency=1), 3), items())
 
-    await make_loop(client, make_prompts(1)).measure(1)
-
-    assert all(n_frozen > 0 for n_frozen in client.was_collecting)
+    assert [False] * 3 == was_collecting
+    assert gc.isenabled()
     assert 0 == gc.get_freeze_count()
 
 
-PROMPTS = [Prompt(id=f"p{index}", messages=(Message(role="user", content="?"),)) for index in range(50)]
+async def test_talks_carry_the_real_answers_into_the_next_turn():
+    style = RequestStyle()
+
+    def talks():
+        for number in itertools.count():
+            turns = [Turn(content=f"first {number}", max_tokens=2), Turn(content="second", max_tokens=2)]
+            yield Conversation(f"s{number}", turns, style=style)
+
+    async with engine(MockSettings(alpha_s=0.0, sequence_s=0.0)) as (_, client):
+        result = await run_talks(client, plan_of(ClosedLoop(concurrency=2), 8), talks())
+    lengths = sorted(sample.row.n_input_tokens for sample in result.samples)
+
+    assert 8 == len(result.samples)
+    assert [2, 2, 2, 2, 5, 5, 5, 5] == lengths  # 2 words; then those, the answer's 2 and "second"
 
 
-@given(st.integers(1, 50), st.integers(0, 2**32))
-def test_a_cycle_repeats_one_seeded_order(n_prompts, seed):
-    prompts = PROMPTS[:n_prompts]
-    twice = list(itertools.islice(cycle_prompts(prompts, seed=seed), 2 * n_prompts))
-
-    assert prompts == sorted(twice[:n_prompts], key=prompts.index)
-    assert twice[:n_prompts] == twice[n_prompts:]
-    assert twice == list(itertools.islice(cycle_prompts(prompts, seed=seed), 2 * n_prompts))
+async def test_talks_need_a_closed_loop():
+    async with engine() as (_, client):
+        with pytest.raises(ValueError, match="conversations need a closed loop"):
+            await run_talks(client, plan_of(ConstantRate(rate_rps=1.0)), iter(()))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"concurrency": ()},
-        {"concurrency": (0, 1)},
-        {"concurrency": (4, 1)},
-        {"concurrency": (1, 1)},
-        {"requests_per_point": 0},
-        {"warmup_requests": -1},
-        {"max_tokens": 0},
-        {"stagger_s": float("nan")},
-    ],
-)
-def test_impossible_loads_are_refused(settings):
+@pytest.mark.parametrize("fields", [{"n_requests": 0}, {"warmup_requests": -1}])
+async def test_impossible_plans_are_refused(fields):
     with pytest.raises(ValueError, match="load: "):
-        LoadSettings(**settings)
+        plan_of(ClosedLoop(concurrency=1), **fields)

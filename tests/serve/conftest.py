@@ -8,6 +8,7 @@ import pytest
 
 from llmtier.core.decision import Fallback
 from llmtier.core.interval import Interval
+from llmtier.core.latency_model import DomainBox, LatencyModel, Metric, ResidualBucket, StepModel
 from llmtier.core.policy import Judgement, Policy, PolicyTier, ScorerRef
 from llmtier.core.profile import AccuracyEstimate, Cost, LoadPoint, TierProfile
 from llmtier.core.tier import EngineIdentity
@@ -63,6 +64,36 @@ def make_profile():
             accuracy=(AccuracyEstimate(domain="all", n=10, n_failed=0, accuracy=accuracy, interval=UNIT),),
             cost=Cost(usd_per_hour=1.0, usd_per_request=usd, usd_per_output_token=usd / 10, concurrency=1),
         )
+
+    return make
+
+
+@pytest.fixture
+def make_model():
+    """Return a maker of latency models whose predictions are exact."""
+
+    def make(**changes):
+        residuals = [
+            ResidualBucket(metric=metric, max_in_flight=None, n=100, quantiles=((0.95, 0.0),)) for metric in Metric
+        ]
+        facts = {
+            "step": StepModel(
+                alpha_s=0.01,
+                prefill_s_per_token=1e-4,
+                attention_s_per_token2=0.0,
+                sequence_s=1e-3,
+                kv_s_per_token=1e-6,
+            ),
+            "frontend_s": 0.001,
+            "frontend_s_per_token": 0.0,
+            "wait_share": 0.5,
+            "mean_input_tokens": 100.0,
+            "mean_output_tokens": 20.0,
+            "domain": DomainBox(input_tokens=(1, 4096), output_tokens=(1, 1024), n_in_flight=(0, 64)),
+            "residuals": tuple(residuals),
+            "n_fit": 1000,
+        }
+        return LatencyModel(**{**facts, **changes})
 
     return make
 

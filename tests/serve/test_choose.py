@@ -1,10 +1,14 @@
 """Choosing on live state: policy, pin, defaults, and where a failed request goes."""
 
+from dataclasses import replace
+
 import pytest
 
 from llmtier.core.decision import Fallback, MissReason, Reason
+from llmtier.core.latency_model import LoadState
 from llmtier.core.requirement import Requirement
 from llmtier.serve.choose import Question, TierState, choose, find_next_tier, make_offer
+from llmtier.serve.ledger import PromptSize
 from llmtier.serve.needs import Needs
 from llmtier.serve.refusal import RequestRefusedError
 
@@ -12,9 +16,9 @@ EASY = {"small": 0.9, "large": 0.95}
 HARD = {"small": 0.2, "large": 0.95}
 
 
-def ask(model="auto", *, probabilities=None, max_tokens=None, **limits):
+def ask(model="auto", *, probabilities=None, max_tokens=None, size=None, **limits):
     needs = Needs(requirement=Requirement(**limits))
-    return Question(model=model, needs=needs, probabilities=probabilities or {}, max_tokens=max_tokens)
+    return Question(model=model, needs=needs, probabilities=probabilities or {}, max_tokens=max_tokens, size=size)
 
 
 @pytest.fixture
@@ -102,7 +106,7 @@ def test_stale_or_missing_profiles_never_serve_auto(states, make_policy, make_pr
 def test_load_raises_the_prediction(make_profile):
     profile = make_profile("small", ttft_s=0.1)
     idle = make_offer(ask(), TierState(name="small", profile=profile))
-    busy = make_offer(ask(), TierState(name="small", profile=profile, n_in_flight=9))
+    busy = make_offer(ask(), TierState(name="small", profile=profile, load=LoadState(n_decoding=9)))
 
     assert idle.ttft_s is not None
     assert busy.ttft_s == pytest.approx(10 * idle.ttft_s)
@@ -113,6 +117,53 @@ def test_a_short_answer_is_predicted_short(make_profile):
 
     assert make_offer(ask(max_tokens=1), state).e2el_s == pytest.approx(0.1)
     assert make_offer(ask(max_tokens=500), state).e2el_s == pytest.approx(0.2)  # the mean of 11 tokens holds
+
+
+@pytest.fixture
+def modelled(make_profile, make_model):
+    """Return a maker of the state of a tier with a latency model for answers of 20 tokens."""
+
+    def make(**load):
+        profile = replace(make_profile("small", usd=0.1), latency=make_model(mean_output_tokens=20.0))
+        return TierState(name="small", profile=profile, load=LoadState(**load))
+
+    return make
+
+
+def test_an_answer_is_expected_as_long_as_of_late_unless_it_is_capped(modelled):
+    def e2el_s(max_tokens=None, **load):
+        return make_offer(ask(max_tokens=max_tokens), modelled(**load)).e2el_s
+
+    assert e2el_s() == e2el_s(max_tokens=20) == e2el_s(max_tokens=500)
+    assert e2el_s(max_tokens=19) < e2el_s()
+    assert e2el_s(mean_output_tokens=40.0) == e2el_s(max_tokens=40, mean_output_tokens=40.0) > e2el_s()
+    assert e2el_s(max_tokens=25, mean_output_tokens=40.0) < e2el_s(mean_output_tokens=40.0)
+
+
+def test_a_prompt_is_measured_by_the_tiers_own_ratio(modelled):
+    state = modelled()
+    texts = [PromptSize(n_characters=400), PromptSize(n_characters=4000), PromptSize(n_tokens=100)]
+    by_four, longer, exact = (make_offer(ask(size=size), state).ttft_s for size in texts)
+
+    assert exact == by_four < longer
+    assert longer == make_offer(ask(size=texts[0]), replace(state, tokens_per_character=2.5)).ttft_s
+
+
+def test_saturated_tiers_are_passed_over_and_still_fallen_back_to(states):
+    def fill(name):
+        state = states[name]
+        states[name] = replace(
+            state, profile=replace(state.profile, max_in_flight=2), load=LoadState(n_decoding=1, n_prefilling=1)
+        )
+
+    fill("small")
+    assert "large" == choose_tier(ask(), states)
+
+    fill("large")
+    decision = choose(ask(), states, policy=None, default_tier=None).decision
+    assert ("large", Reason.FALLBACK) == (decision.tier, decision.reason)
+    assert {MissReason.SATURATED} == {miss.reason for miss in decision.misses}
+    assert "small" == find_next_tier(decision, tried=["large"])
 
 
 def test_failed_requests_go_to_the_most_accurate_feasible_tier(states, make_profile):

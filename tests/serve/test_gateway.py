@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+from dataclasses import replace
 
 import aiohttp
 import openai
@@ -18,6 +19,8 @@ from llmtier.engine.mock import running_mock
 from llmtier.engine.mock_settings import MockSettings
 from llmtier.serve.app import build_gateway
 from llmtier.serve.log import TrafficLog
+from llmtier.serve.pool import ServedTier, TierPool
+from llmtier.serve.relay import Deadlines
 from llmtier.store.traffic import TrafficWriter, read_traffic
 
 pytestmark = pytest.mark.anyio
@@ -337,3 +340,48 @@ def test_no_body_and_no_header_makes_a_500(make_state, body, path, header):
     asyncio.run(drive())
 
     assert sent[0]["status"] in {400, 404, 502, 503}
+
+
+async def test_the_next_request_is_predicted_from_what_streams_now(
+    make_state, make_profile, make_model, scripted_engine, running_gateway, eventually
+):
+    """One stream hangs after two pieces: the next request sees it decoding, and nothing once its client has left."""
+    token = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+    role = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+    engine = scripted_engine([role, token, token], hangs_after=3)
+    profile = replace(make_profile("small"), latency=make_model())
+    async with serving(engine) as engine_url:
+        tier = ServedTier(name="small", base_url=engine_url, model_name="m", profile=profile)
+        pool = TierPool([tier])
+        state = make_state({}, pool=pool, deadlines=Deadlines(total_s=60))
+
+        async def has(**expected):
+            load = pool.states()["small"].load
+            return all(value == getattr(load, name) for name, value in expected.items())
+
+        async with running_gateway(state) as url, aiohttp.ClientSession(url) as client:
+            answer = await client.post(CHAT, json=ask("x" * 400, stream=True))
+            await eventually(lambda: has(n_decoding=1, n_prefilling=0, prefill_tokens=0))
+            load = pool.states()["small"].load
+            assert load.kv_tokens in {101, 102}  # both tokens may arrive as one piece
+            assert load.step_age_s >= 0
+
+            answer.close()
+            await eventually(lambda: has(n_decoding=0, n_prefilling=0, kv_tokens=0, step_age_s=None))
+
+
+async def test_the_ledger_learns_from_answers_and_not_from_failures(routed, engines, running_gateway):
+    state = routed()
+    async with running_gateway(state) as url, aiohttp.ClientSession(url) as client:
+        for _ in range(8):
+            async with client.post(CHAT, json=ask()) as answer:
+                assert 200 == answer.status
+        async with client.post(CHAT, json=ask(model="large", stream=True)) as answer:
+            await answer.read()
+
+    small, large = (state.pool.states()[name] for name in ("small", "large"))
+    assert 2.0 == small.load.mean_output_tokens
+    assert small.load.arrival_rps > 0
+    assert 0.25 != small.tokens_per_character
+    assert 0.25 != large.tokens_per_character
+    assert (0, 0) == (small.load.n_in_flight, large.load.n_in_flight)

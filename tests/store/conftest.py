@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from llmtier.core.hardware import Gpu, Hardware
+from llmtier.core.latency_model import DomainBox, LatencyModel, Metric, ResidualBucket, StepModel
 from llmtier.core.provenance import Provenance
 from llmtier.core.tier import EngineIdentity
 
@@ -29,6 +30,29 @@ def provenance(hardware: Hardware) -> Provenance:
         hardware=hardware,
         engine=EngineIdentity(name="vllm", version="0.32.0", flags=("--enforce-eager",), environment=("A=1",)),
         inputs={"evaluation.jsonl": "ab" * 32},
+    )
+
+
+@pytest.fixture
+def latency_model() -> LatencyModel:
+    step = StepModel(
+        alpha_s=0.004, prefill_s_per_token=1e-4, attention_s_per_token2=0.1 + 0.2, sequence_s=1e-5, kv_s_per_token=1e-7
+    )
+    return LatencyModel(
+        step=step,
+        frontend_s=0.001,
+        frontend_s_per_token=1e-6,
+        wait_share=0.5,
+        mean_input_tokens=100.0,
+        mean_output_tokens=50.0,
+        domain=DomainBox(input_tokens=(1.0, 512.0), output_tokens=(1.0, 128.0), n_in_flight=(0.0, 16.0)),
+        residuals=(
+            ResidualBucket(metric=Metric.TTFT, max_in_flight=4, n=90, quantiles=((0.5, -0.01), (0.95, 0.3))),
+            ResidualBucket(metric=Metric.TTFT, max_in_flight=None, n=7, quantiles=()),
+        ),
+        n_fit=97,
+        max_batched_tokens=2048,
+        co_tenants=(("nano@int8", 0.25),),
     )
 
 

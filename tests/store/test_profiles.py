@@ -1,5 +1,6 @@
 """Profiles: round trip, identity, refusals."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -11,10 +12,12 @@ from llmtier.core.errors import DiskError, InputFileError, SchemaVersionError
 from llmtier.core.interval import Interval
 from llmtier.core.profile import AccuracyEstimate, Cost, LoadPoint, TierProfile
 from llmtier.core.tier import EngineIdentity
-from llmtier.store.parquet import write_rows
+from llmtier.store.parquet import read_any, write_rows
+from llmtier.store.profile_rows import POINT_COLUMNS, PROFILE_COLUMNS
 from llmtier.store.profiles import (
     REQUEST_COLUMNS,
     AccuracyItem,
+    LoadRecord,
     RequestRow,
     read_items,
     read_profile,
@@ -34,21 +37,30 @@ ENGINES = st.builds(
     flags=st.lists(TEXTS, max_size=2).map(tuple),
     environment=st.lists(TEXTS, max_size=2).map(tuple),
 )
-METRICS = {
-    f"{name}_{quantile}_s": st.none() | NUMBERS
-    for name in ("ttft", "tpot", "itl", "e2el")
-    for quantile in ("p50", "p95")
+FACTS = {
+    column.name: st.none() | {"float64": NUMBERS, "int64": COUNTS, "bool": st.booleans()}[column.type]
+    for column in POINT_COLUMNS
+    if column.nullable and column.name not in {"concurrency", "shape", "invalid"}
 }
-POINTS = st.builds(
-    LoadPoint,
-    concurrency=st.integers(1, 500),
-    n_ok=COUNTS,
-    n_failed=COUNTS,
-    duration_s=st.floats(1e-6, 1e6),
-    mean_input_tokens=st.none() | NUMBERS,
-    mean_output_tokens=st.none() | NUMBERS,
-    **METRICS,
+
+
+def make_points(concurrency):
+    return st.builds(
+        LoadPoint,
+        concurrency=concurrency,
+        n_ok=COUNTS,
+        n_failed=COUNTS,
+        duration_s=st.floats(1e-6, 1e6),
+        shape=TEXTS,
+        invalid=st.lists(TEXTS, max_size=2).map(tuple),
+        **FACTS,
+    )
+
+
+CLOSED = st.lists(make_points(st.integers(1, 500)), max_size=3, unique_by=lambda point: point.concurrency).map(
+    lambda points: tuple(sorted(points, key=lambda point: point.concurrency))
 )
+OTHERS = st.lists(make_points(st.none()), max_size=2).map(tuple)
 INTERVALS = st.builds(lambda low, width: Interval(low=low, high=low + width), st.floats(0, 1), st.floats(0, 1))
 ESTIMATES = st.builds(
     AccuracyEstimate, domain=TEXTS, n=COUNTS, n_failed=COUNTS, accuracy=st.floats(0, 1), interval=INTERVALS
@@ -62,9 +74,7 @@ PROFILES = st.builds(
     device=st.sampled_from(["cpu:0", "gpu:0+1"]),
     co_tenants=st.lists(TEXTS, max_size=2).map(tuple),
     context_tokens=st.none() | COUNTS,
-    points=st.lists(POINTS, max_size=3, unique_by=lambda point: point.concurrency).map(
-        lambda points: tuple(sorted(points, key=lambda point: point.concurrency))
-    ),
+    points=st.tuples(CLOSED, OTHERS).map(lambda pair: pair[0] + pair[1]),
     accuracy=st.lists(ESTIMATES, max_size=2, unique_by=lambda estimate: estimate.domain).map(tuple),
     cost=st.none()
     | st.builds(
@@ -74,12 +84,14 @@ PROFILES = st.builds(
         usd_per_output_token=st.none() | NUMBERS,
         concurrency=st.integers(1, 64),
     ),
+    goodput_rps=st.none() | NUMBERS,
+    max_in_flight=st.none() | st.integers(1, 500),
 )
 REQUESTS = st.lists(
     st.builds(
         RequestRow,
         tier=TEXTS,
-        concurrency=st.integers(1, 64),
+        concurrency=st.none() | st.integers(1, 64),
         prompt_id=TEXTS,
         scheduled_s=NUMBERS,
         sent_s=NUMBERS,
@@ -89,6 +101,9 @@ REQUESTS = st.lists(
         n_input_tokens=st.none() | COUNTS,
         n_output_tokens=st.none() | COUNTS,
         status=TEXTS,
+        shape=TEXTS,
+        n_chunks=st.none() | COUNTS,
+        is_counted=st.none() | st.booleans(),
     ),
     max_size=3,
 )
@@ -131,16 +146,17 @@ def make_profile(tier="mini@bf16", **changes):
 
 @pytest.fixture
 def write(tmp_path, hardware, provenance):
-    def write_one(profile, *, root=tmp_path, on=hardware):
-        return write_profile(root, on, profile, requests=[], items=[], provenance=provenance)
+    def write_one(profile, *, root=tmp_path, on=hardware, requests=(), load=None):
+        return write_profile(root, on, profile, requests=requests, items=[], provenance=provenance, load=load)
 
     return write_one
 
 
-def test_written_profiles_read_back(tmp_path_factory, hardware, provenance):
+def test_written_profiles_read_back(tmp_path_factory, hardware, provenance, latency_model):
     @settings(max_examples=15, deadline=None)
-    @given(PROFILES, REQUESTS, ITEMS)
-    def check(profile, requests, items):
+    @given(PROFILES, REQUESTS, ITEMS, st.booleans())
+    def check(profile, requests, items, has_model):
+        profile = replace(profile, latency=latency_model if has_model else None)
         root = tmp_path_factory.mktemp("profiles")
         folder = write_profile(root, hardware, profile, requests=requests, items=items, provenance=provenance)
 
@@ -189,13 +205,67 @@ def test_tier_name_that_is_no_safe_folder_is_refused(write, name):
         write(make_profile(tier=name))
 
 
-def test_load_points_and_domains_must_be_in_order(write):
-    profile = make_profile()
+@pytest.mark.parametrize("concurrencies", [(4, 1), (None, 1), (1, None, 4)])
+def test_closed_loops_must_stand_first_and_ascend(write, concurrencies):
+    point = make_profile().points[0]
+    points = tuple(replace(point, concurrency=concurrency) for concurrency in concurrencies)
 
-    with pytest.raises(ValueError, match="must ascend"):
-        write(replace(profile, points=profile.points * 2))
+    with pytest.raises(ValueError, match="closed loops must stand first and ascend"):
+        write(make_profile(points=points))
+
+
+def test_one_concurrency_has_one_valid_closed_loop(write):
+    point = make_profile().points[0]
+    invalid = replace(point, invalid=("no steady state",), seed=7)
+
+    with pytest.raises(ValueError, match=r"two valid closed loops of one concurrency in \[1, 1\]"):
+        write(make_profile(points=(point, point)))
+    assert (invalid, point) == read_profile(write(make_profile(points=(invalid, point)))).points
+
+
+def test_points_of_one_open_shape_are_kept_apart_in_their_order(write):
+    point = replace(make_profile().points[0], concurrency=None, shape="poisson:2", asked_rps=2.0)
+    points = tuple(replace(point, seed=seed) for seed in (5, 3, 4))
+
+    assert points == read_profile(write(make_profile(points=points))).points
+
+
+def test_a_domain_must_not_stand_twice(write):
     with pytest.raises(ValueError, match="stands twice"):
-        write(replace(profile, accuracy=profile.accuracy * 2))
+        write(make_profile(accuracy=make_profile().accuracy * 2))
+
+
+def test_manifest_tells_how_the_load_was_made(write):
+    load = LoadRecord(
+        settings={"shapes": ["closed:1"], "precision": None},
+        seeds=(3, 4),
+        self_test={"schedule_delay_p99_s": 0.001},
+        engine_side=({"preemptions": 2},),
+        co_tenant_shares={"nano@int8": "cpu:0"},
+    )
+    folder = write(make_profile(), load=load)
+    unwatched = write(make_profile("other"), load=LoadRecord(engine_side=(None,)))
+
+    assert load == read_profile_manifest(folder).load
+    assert (None,) == read_profile_manifest(unwatched).load.engine_side
+    assert LoadRecord() == read_profile_manifest(write(make_profile())).load
+
+
+def test_engine_side_has_one_record_a_point(tmp_path, write):
+    with pytest.raises(ValueError, match="2 records of the engine's side for 1 load points"):
+        write(make_profile(), load=LoadRecord(engine_side=(None, None)))
+
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("load", [{"settings": {"rate_rps": float("inf")}}, {"self_test": {"x_s": float("nan")}}])
+def test_numbers_that_json_lacks_never_reach_the_manifest(write, load):
+    folder = write(make_profile())
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(make_profile(context_tokens=1), load=LoadRecord(**load))
+
+    assert 512 == read_profile(folder).context_tokens
 
 
 def test_nan_never_reaches_the_disk(tmp_path, write):
@@ -254,12 +324,66 @@ def test_malformed_manifest_names_the_key(write):
         read_profile(folder)
 
 
+def make_older(folder, name, artifact, columns):
+    """Leave in a table only what the first version of profiles wrote, and make the manifest agree."""
+    data = [{column.name: row[column.name] for column in columns} for row in read_any(folder / name).rows]
+    write_rows(folder / name, data, columns, artifact=artifact)
+    document = json.loads((folder / "manifest.json").read_text())
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    later = ("goodput_rps", "max_in_flight", "load")
+    older = {key: value for key, value in document.items() if key not in later}
+    (folder / "manifest.json").write_text(json.dumps({**older, "files": {**document["files"], name: digest}}))
+
+
+def test_profile_of_the_first_version_is_one_of_closed_loops(write):
+    points = tuple(replace(make_profile().points[0], concurrency=n, shape="x", seed=1) for n in (1, 4))
+    folder = write(make_profile(points=points, goodput_rps=1.0))
+    n_old = [column.name for column in POINT_COLUMNS].index("shape")
+    names = {"tier", "domain", *(column.name for column in POINT_COLUMNS[:n_old])}
+    old_columns = [c for c in PROFILE_COLUMNS if c.name in names or c.name.startswith("accuracy")]
+    make_older(folder, "profile.parquet", "profile", old_columns)
+
+    older = tuple(replace(point, shape=f"closed:{point.concurrency}", seed=None) for point in points)
+    assert make_profile(points=older) == read_profile(folder)
+    assert LoadRecord() == read_profile_manifest(folder).load
+
+
+def test_requests_of_the_first_version_are_of_closed_loops(write):
+    row = RequestRow(
+        tier="t", concurrency=4, prompt_id="p", scheduled_s=0.0, sent_s=0.0, first_s=None, last_s=None, done_s=1.0,
+        n_input_tokens=None, n_output_tokens=None, shape="x", n_chunks=3, is_counted=True,
+    )  # fmt: skip
+    folder = write(make_profile(), requests=[row])
+    make_older(folder, "requests.parquet", "requests", REQUEST_COLUMNS[:11])
+
+    assert [replace(row, shape="closed:4", n_chunks=None, is_counted=None)] == read_requests(folder)
+
+
+def test_latency_model_other_than_the_manifests_is_refused(write, latency_model):
+    folder = write(make_profile(latency=latency_model))
+    file = folder / "latency_model.json"
+    file.write_text(file.read_text().replace("97", "98"))
+
+    with pytest.raises(InputFileError, match=r"latency_model\.json: is not the file that manifest\.json names"):
+        read_profile(folder)
+    file.unlink()
+    with pytest.raises(InputFileError, match=r"latency_model\.json: cannot be read"):
+        read_profile(folder)
+
+
+def test_latency_model_that_the_manifest_does_not_name_is_left_aside(write, latency_model):
+    folder = write(make_profile())
+    (folder / "latency_model.json").write_text("foreign")
+
+    assert read_profile(folder).latency is None
+
+
 def test_table_other_than_the_manifests_is_refused(write):
     folder = write(make_profile())
     other = write(make_profile(tier="other", context_tokens=1))
     (folder / "profile.parquet").write_bytes((other / "points.parquet").read_bytes())
 
-    with pytest.raises(InputFileError, match=r"is not the table that manifest\.json names"):
+    with pytest.raises(InputFileError, match=r"is not the file that manifest\.json names"):
         read_profile(folder)
 
 

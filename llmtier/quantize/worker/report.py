@@ -5,7 +5,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, NoReturn
+
+JOB_FOLLOWS = "-"
+READ_BYTES = 65_536
 
 Report = Callable[..., None]
 """``report(event, **facts)`` writes one JSON line."""
@@ -34,26 +38,37 @@ def open_report() -> Report:
     return report
 
 
-def leave_with_parent() -> None:
-    """End this process when the parent's end of our standard input closes, however the parent died."""
+def listen_to_parent() -> "SimpleQueue[bytes]":
+    """Return where the first line of standard input arrives, if there is one.
+
+    Ends this process when the parent's end of standard input closes, however the parent died.
+    """
+    first_line: SimpleQueue[bytes] = SimpleQueue()
 
     def watch() -> None:
-        while os.read(0, 1):  # unbuffered: a buffered reader would hold its lock at exit
-            pass
+        text = b""
+        while piece := os.read(0, READ_BYTES):  # unbuffered: a buffered reader would hold its lock at exit
+            is_first, text = b"\n" not in text, text + piece
+            if is_first and b"\n" in piece:
+                first_line.put(text.partition(b"\n")[0])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    return first_line
 
 
-def run_worker(run: Callable[[dict[str, Any], Report], None]) -> NoReturn:
-    """Run a worker's ``run(job, report)`` on the job that the first argument holds, and exit; a refusal exits 1.
+def run_worker(run: Callable[[dict[str, Any], Report], None], load: Callable[[], None] = lambda: None) -> NoReturn:
+    """Run a worker's ``run(job, report)`` and exit; a refusal exits 1.
 
-    Leaves without taking the interpreter down: freeing torch and its models object by object takes a second.
+    The job is the first argument, or with ``-`` there the first line of standard input; ``load`` is called before the
+    worker waits for it. Leaves without taking the interpreter down: freeing torch and its models object by object takes
+    a second.
     """
     report = open_report()
-    leave_with_parent()
+    first_line = listen_to_parent()
     try:
-        run(json.loads(sys.argv[1]), report)
+        load()
+        run(json.loads(first_line.get() if sys.argv[1] == JOB_FOLLOWS else sys.argv[1]), report)
     except WorkerError as error:
         report("refused", message=str(error), kind=error.kind)
         sys.exit(1)
