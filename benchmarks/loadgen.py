@@ -6,9 +6,9 @@ All clients drive the same mock engine (``support/sse_mock.py``, a process of it
   that of a short one, over the difference in chunks, so that start-up and imports count for nobody; the CPU time is
   that of all processes of the client. Decoding and statistics are inside.
 - ``req_per_core_s``: the same of answers of one chunk without any wait.
-- Errors: the client's value minus the mock's, which notes when a request was read and when each chunk was handed to
-  the kernel. llmtier's are per request and per gap, ``ttft_error_p50_s`` from the scheduled instant; of a peer's
-  report only aggregates can be compared, so ``*_error_mean_s`` is computed alike for all.
+- Errors: the client's value minus the mock's, which notes when a request came to its socket and when each chunk was
+  handed to the kernel. llmtier's are per request and per gap, ``ttft_error_p50_s`` from the scheduled instant; of a
+  peer's report only aggregates can be compared, so ``*_error_mean_s`` is computed alike for all.
 - ``schedule_delay_p99_s``, llmtier only: 500 requests/s at equal gaps for 20 s, sent minus scheduled.
 
 Mock and client share this machine's cores without being bound to any: a client that wants more than is left slows the
@@ -224,7 +224,7 @@ def judge_instants(sent: Sent, notes: Sequence[Note]) -> dict[str, float]:
 def describe_costs(streams: Marginal, answers: Marginal, plan: Plan) -> dict[str, Any]:
     """Return a client's costs and the errors of its aggregates."""
     n_chunks = plan.streams.n_chunks
-    span_s = max(note.written_s[-1] for note in streams.notes) - min(note.read_s for note in streams.notes)
+    span_s = max(note.written_s[-1] for note in streams.notes) - min(note.arrived_s for note in streams.notes)
     return {
         "req_per_core_s": 1 / answers.cpu_s,
         "chunks_per_core_s": n_chunks / streams.cpu_s,

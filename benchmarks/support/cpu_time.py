@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -72,11 +73,15 @@ def supervise(report: Path, limit_s: float, command: Sequence[str]) -> int:
     """Run ``command`` below this process, reap all it leaves, write the report; return its exit status."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     begun_s = time.perf_counter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_LATE))
     process = subprocess.Popen(command)
     try:
         status = process.wait(limit_s)
     except subprocess.TimeoutExpired:
         status = EXIT_LATE
+    except SystemExit:
+        end_rest(0.0)
+        raise
     seconds = time.perf_counter() - begun_s
     end_rest(GRACE_S if status != EXIT_LATE else 0.0)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -23,8 +23,8 @@ Keys = dict[str, list[str]]
 """Under which keys the load points are kept, by role: ``fit``, ``calibration``, ``held_out``."""
 
 MIXED = SyntheticLengths(
-    input=LognormalLength(median_tokens=120, sigma=0.8, longest_tokens=512),
-    output=UniformLength(low_tokens=8, high_tokens=128),
+    input=LognormalLength(median_tokens=48, sigma=0.6, longest_tokens=192),
+    output=UniformLength(low_tokens=16, high_tokens=128),
 )
 
 
@@ -42,8 +42,8 @@ class Design:
 
     concurrency: tuple[int, ...] = (1, 4, 16)
     n_closed: int = 24
-    n_calibration: int = 125
-    n_held_out: int = 155
+    n_calibration: int = 120
+    n_held_out: int = 170
     n_warmup: int = 12
     seed: int = 0
 
@@ -79,7 +79,7 @@ class _Run:
 
     async def measure(self, context_tokens: int | None) -> tuple[Keys, dict[str, object]]:
         design = self._design
-        regimes = choose_regimes(max_input_tokens=512, max_output_tokens=128, context_tokens=context_tokens)
+        regimes = choose_regimes(max_input_tokens=256, max_output_tokens=128, context_tokens=context_tokens)
         warm_up = PointSpec(shape=ClosedLoop(concurrency=4), n_requests=16, warmup_requests=0, seed=design.seed)
         await self._measure(warm_up, regimes.short, None)  # an engine's first steps are slow
         for lengths in (regimes.short, regimes.long):

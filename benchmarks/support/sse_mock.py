@@ -2,10 +2,12 @@
 
 Streams ``--chunks`` content chunks, one at each tick of one clock that all streams share, as the steps of an engine
 are; a request gets its first chunk at the next tick. With ``--interval-s 0`` an answer is one write. For every request
-it notes when it was fully read and when each content chunk was handed to the kernel, on ``time.perf_counter``, which
-on Linux is CLOCK_MONOTONIC and so the same clock in every process. ``GET /mock/requests`` takes those notes away.
+it notes when its last byte arrived in the kernel, when the mock had read it and when each content chunk was handed to
+the kernel, on ``time.perf_counter``, which on Linux is CLOCK_MONOTONIC and so the same clock in every process.
+``GET /mock/requests`` takes those notes away.
 
-Every chunk is one ``os.write`` at its own instant: uvloop's transport would hold it until its loop comes round.
+Sockets are read and written by their own calls: a transport would hold a chunk until its loop comes round, and only
+``recvmsg`` tells when bytes came (socket(7), SO_TIMESTAMPNS).
 
 Example: python benchmarks/support/sse_mock.py --chunks 100 --interval-s 0.004 (prints the URL)
 """
@@ -14,21 +16,25 @@ import argparse
 import asyncio
 import gc
 import json
-import os
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from itertools import chain, repeat
-from typing import Any, cast
+from typing import Any
 
 import httptools
 import uvloop
-from typing_extensions import override
 
 MODEL = "mock"
 WORD = "a"
 NO_NUMBER = "00000000"
+SO_TIMESTAMPNS = 35
+"""Of Linux; Python's ``socket`` has no name for it."""
+TIMESPEC = struct.Struct("qq")
+READ_BYTES, ANCILLARY_BYTES = 65536, 64
+SEND_TIMEOUT_S = 60.0
 TAG = re.compile(rb"request-(\d+)-of-load")
 """A client that wants to find its own requests again writes this into the prompt."""
 STREAMED = re.compile(rb'"stream"\s*:\s*true')
@@ -66,7 +72,12 @@ class Script:
         kind = "chat.completion.chunk" if is_chat else "text_completion"
         base = {"id": f"mock-{NO_NUMBER}", "object": kind, "created": 1, "model": MODEL}
         role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-        end = {"index": 0, **({"delta": {}} if is_chat else {"text": ""}), "logprobs": None, "finish_reason": "length"}
+        end: dict[str, Any] = {
+            "index": 0,
+            **({"delta": {}} if is_chat else {"text": ""}),
+            "logprobs": None,
+            "finish_reason": "length",
+        }
         opening = frame({**base, "choices": [role]}) if is_chat else b""
         middle = frame({**base, "choices": [content_choice(is_chat=is_chat)]})
         usage = frame({**base, "choices": [], "usage": usage_of(n_chunks)})
@@ -179,37 +190,43 @@ class Stream:
         return False
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One client's connection: requests come one after the other.
 
     Args:
         engine: Answers.
+        peer: The accepted socket.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.descriptor = -1
-        self._transport: asyncio.Transport | None = None
+    def __init__(self, engine: Engine, peer: socket.socket) -> None:
+        self._engine = engine
+        self._socket = peer
         self._parser = httptools.HttpRequestParser(self)
+        self._arrived_s = 0.0
         self._url = b""
         self._body: list[bytes] = []
+        peer.setblocking(False)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        asyncio.get_running_loop().add_reader(peer.fileno(), self._receive)
 
-    @override
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the descriptor, which chunks are written to."""
-        self._transport = cast("asyncio.Transport", transport)
-        listener = transport.get_extra_info("socket")
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.descriptor = listener.fileno()
+    def close(self) -> None:
+        """Leave the connection; a stream on it ends at its next step."""
+        if self._socket.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
 
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop writing."""
-        self._transport = None
-
-    @override
-    def data_received(self, data: bytes) -> None:
-        """Parse what came."""
+    def _receive(self) -> None:
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary = b"", []
+        if not data:
+            self.close()
+            return
+        self._arrived_s = read_stamp(ancillary)
         self._parser.feed_data(data)
 
     def on_url(self, url: bytes) -> None:
@@ -222,13 +239,12 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Answer one request."""
-        read_s = time.perf_counter()
         path, body = self._url.partition(b"?")[0], b"".join(self._body)
         self._url, self._body = b"", []
         if path.endswith(b"/completions"):
-            self._complete(body, read_s, is_chat=path.endswith(b"/chat/completions"))
+            self._complete(body, is_chat=path.endswith(b"/chat/completions"))
         elif path == b"/mock/requests":
-            self._send(200, self.engine.take_notes())
+            self._send(200, self._engine.take_notes())
         elif path.endswith(b"/models"):
             self._send(200, json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}).encode())
         elif path == b"/health":
@@ -238,30 +254,45 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> bool:
         """Hand bytes to the kernel now; return whether it took them."""
-        if self._transport is None:
-            return False
         try:
-            n_taken = os.write(self.descriptor, data)
+            n_taken = self._socket.send(data)
         except OSError:  # gone, or so slow that the kernel holds megabytes for it
             n_taken = 0
         if n_taken < len(data):
-            self._transport.abort()
+            self.close()
             return False
         return True
 
-    def _complete(self, body: bytes, read_s: float, *, is_chat: bool) -> None:
+    def _complete(self, body: bytes, *, is_chat: bool) -> None:
         if STREAMED.search(body) is None:
-            self._send(200, whole_answer(self.engine.n_chunks, is_chat=is_chat))
+            self._send(200, whole_answer(self._engine.n_chunks, is_chat=is_chat))
             return
         tag = TAG.search(body)
-        written_s: list[float] = []
-        note = {"tag": int(tag[1]) if tag else None, "read_s": read_s, "written_s": written_s, "is_whole": False}
-        self.engine.begin(self, note, is_chat=is_chat)
+        note: dict[str, Any] = {"tag": int(tag[1]) if tag else None, "written_s": [], "is_whole": False}
+        note |= {"arrived_s": self._arrived_s, "read_s": time.perf_counter()}
+        self._engine.begin(self, note, is_chat=is_chat)
 
     def _send(self, status: int, body: bytes) -> None:
         head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        if self._transport is not None:
-            self._transport.write(head.encode() + body)
+        self._socket.settimeout(SEND_TIMEOUT_S)  # notes are megabytes; nothing is measured while they are taken
+        try:
+            self._socket.sendall(head.encode() + body)
+        finally:
+            self._socket.settimeout(0)
+
+
+def read_stamp(ancillary: list[tuple[int, int, bytes]]) -> float:
+    """Return when the kernel took in what was read, on ``time.perf_counter``; now where it does not tell.
+
+    The kernel stamps on the adjustable clock, whose distance from the monotonic one is measured anew each time.
+    """
+    now_s = time.perf_counter()
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
+            seconds, nanoseconds = TIMESPEC.unpack(data)
+            age_ns: int = time.time_ns() - seconds * 1_000_000_000 - nanoseconds
+            return now_s - max(age_ns, 0) / 1e9
+    return now_s
 
 
 def whole_answer(n_chunks: int, *, is_chat: bool) -> bytes:
@@ -276,12 +307,13 @@ def whole_answer(n_chunks: int, *, is_chat: bool) -> bytes:
 
 async def serve(engine: Engine) -> None:
     """Serve on a free loopback port until killed; print the URL first."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(engine), "127.0.0.1", 0, backlog=1024)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener.setblocking(False)
+    asyncio.get_running_loop().add_reader(listener.fileno(), lambda: Connection(engine, listener.accept()[0]))
     gc.freeze()
     gc.disable()  # nothing here makes cycles worth a pause
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-    await server.serve_forever()
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    await asyncio.Event().wait()
 
 
 def main() -> None:

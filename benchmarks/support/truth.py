@@ -31,20 +31,22 @@ class Note:
 
     Attributes:
         tag: The number in its prompt; ``None`` when it carries none.
-        read_s: When it was fully read.
+        arrived_s: When its last byte had come to the mock's socket.
+        read_s: When the mock had read it: later where it was busy.
         written_s: When each content chunk was handed to the kernel.
         is_whole: Whether the answer went out to its end.
     """
 
     tag: int | None
+    arrived_s: float
     read_s: float
     written_s: tuple[float, ...]
     is_whole: bool
 
     @property
     def ttft_s(self) -> float:
-        """From the request to the first content chunk."""
-        return self.written_s[0] - self.read_s
+        """From the arrival of the request to the first content chunk; what the mock takes to read it is its own time."""
+        return self.written_s[0] - self.arrived_s
 
     @property
     def itl_s(self) -> float:
@@ -101,6 +103,4 @@ def aggregate_errors(reported: Mapping[str, float | None], notes: Sequence[Note]
 
 
 def _read_note(note: Mapping[str, Any]) -> Note:
-    return Note(
-        tag=note["tag"], read_s=note["read_s"], written_s=tuple(note["written_s"]), is_whole=bool(note["is_whole"])
-    )
+    return Note(**{**note, "written_s": tuple(note["written_s"])})

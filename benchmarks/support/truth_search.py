@@ -13,9 +13,8 @@ import numpy as np
 from llmtier.core.requirement import Requirement
 from llmtier.engine.mock_settings import MockSettings
 from llmtier.engine.simulate import Simulation
-from llmtier.profile.capacity import Capacity, find_capacity, worst_ratio
+from llmtier.profile.capacity import find_capacity
 from llmtier.profile.point import MeasuredPoint, PointSpec
-from llmtier.profile.search import SearchPlan
 from llmtier.profile.summarize import PointFacts, summarize
 from support.simulated import Lengths, Scene, to_samples
 
@@ -40,7 +39,7 @@ class SearchFound:
 
     Attributes:
         error: Of the found rate, the tier's goodput, relative to the truth; ``None`` when nothing was found.
-        crossing_error: Likewise of the rate at which the search's own fit meets the limit; signed.
+        estimate_error: Likewise of the rate at which the search's own fit meets the limit; signed.
         n_points: Rates measured; ``n_invalid`` of them were flagged.
     """
 
@@ -50,7 +49,7 @@ class SearchFound:
     found_rps: float | None
     upper_rps: float | None
     error: float | None
-    crossing_error: float | None
+    estimate_error: float | None
     n_points: int
     n_invalid: int
     reason: str
@@ -124,21 +123,11 @@ def search_once(job: tuple[str, int, float]) -> SearchFound:
         found_rps=found.rate_rps,
         upper_rps=found.upper_rps,
         error=None if found.rate_rps is None else abs(found.rate_rps / truth_rps - 1.0),
-        crossing_error=_crossing_error(case, found, truth_rps),
+        estimate_error=None if found.estimate_rps is None else found.estimate_rps / truth_rps - 1.0,
         n_points=len(found.points),
         n_invalid=sum(bool(one.point.invalid) for one in found.points),
         reason=found.reason,
     )
-
-
-def _crossing_error(case: SearchCase, found: Capacity, truth_rps: float) -> float | None:
-    plan = SearchPlan(start_rps=case.scene.saturation_rps / 3)
-    for measured in found.points:
-        margin = worst_ratio(measured.point, case.slo)
-        meets = margin is not None and margin <= 1.0 and not measured.point.invalid
-        plan.note(measured.spec.shape.rate_rps or 0.0, meets=meets, margin=margin)
-    rate_rps = plan.result.capacity_rps
-    return None if rate_rps is None else rate_rps / truth_rps - 1.0
 
 
 def measure_simulated(scene: Scene, spec: PointSpec) -> MeasuredPoint:

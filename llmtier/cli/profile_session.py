@@ -194,7 +194,7 @@ def to_bench(
         client=cast("LoadClient", client),
         tier=tier.name,
         model_name=running.model_name,
-        identity=identity | {"base_url": running.base_url if running.pid is None else None, "mock": tier.engine.mock},
+        identity=identity | {"url": tier.engine.url, "mock": tier.engine.mock},  # a port of our own is no identity
         api_key=running.api_key,
         pid=running.pid,
         gpu_indices=(tier.device.indices or ()) if is_gpu else (),
@@ -213,7 +213,8 @@ def conclude_and_write(session: Session, measured: Measured, others: "Mapping[st
     report_model(found)
     if found.profile.cost is None:
         output.say(
-            f"  {found.profile.tier}: no cost: price.usd_per_hour is not set, or requests failed at every load point"
+            f"  {found.profile.tier}: no cost: price.usd_per_hour is not set, "
+            "or no closed loop is valid and without a failed request"
         )
     if measured.points is not None:
         measured.points.discard([point.key for point in measured.raw.points])

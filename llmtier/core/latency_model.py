@@ -193,7 +193,10 @@ class LatencyModel:
                 n_sequences=1 + n_others, kv_tokens=input_tokens + output_tokens / 2 + kv_others
             )
             n_arriving = n_others / max(mean_out, 1.0)
-            step_s = self._with_prefill_s(alone_s, state, mean_in=mean_in, mean_out=mean_out, n_arriving=n_arriving)
+            others_s = self._prefill_of_others_s(
+                state, alone_s, mean_in=mean_in, n_arriving=n_arriving, most_arriving=self._most_arriving(mean_out)
+            )
+            step_s = alone_s + others_s
         return step_s
 
     def e2el_s(self, state: LoadState, *, input_tokens: float, output_tokens: float) -> float:
@@ -257,18 +260,31 @@ class LatencyModel:
     def _at_most_batch(self, n: float) -> float:
         return n if self.max_sequences is None else min(n, float(self.max_sequences))
 
-    def _with_prefill_s(
-        self, alone_s: float, state: LoadState, *, mean_in: float, mean_out: float, n_arriving: float
+    def _prefill_of_others_s(
+        self, state: LoadState, alone_s: float, *, mean_in: float, n_arriving: float, most_arriving: float
     ) -> float:
-        """Return a step's time with its part of the prefill of others; ``n_arriving`` is theirs per step at rest."""
-        prefill_s = self.step.prefill_s_per_token * mean_in + self.step.attention_s_per_token2 * mean_in**2 / 2
-        prefill_s *= self._slowdown(state)
-        if state.arrival_rps is None:  # the load lasts: as many arrive in a step as end in it
-            return alone_s + n_arriving * prefill_s
-        arriving_s = alone_s / max(1.0 - state.arrival_rps * prefill_s, _LEAST_FREE_SHARE)
-        if self.max_sequences is None:
-            return arriving_s
-        return min(arriving_s, alone_s + self.max_sequences / max(mean_out, 1.0) * prefill_s)  # no more find a place
+        """Return what the prefill of others adds to a step on average.
+
+        Args:
+            state: The load at arrival.
+            alone_s: The step without it.
+            mean_in: Mean prompt.
+            n_arriving: Requests that arrive in a step when as many arrive as end.
+            most_arriving: Requests that can join in a step at most; infinite without a limit.
+        """
+        prefill_s = self._prefill_s(mean_in) * self._slowdown(state)
+        if prefill_s == 0.0:  # and perhaps no limit: zero times infinity is no number
+            return 0.0
+        if state.arrival_rps is None:
+            return n_arriving * prefill_s
+        share = min(state.arrival_rps * prefill_s, 1.0 - _LEAST_FREE_SHARE)
+        return min(alone_s * share / (1.0 - share), most_arriving * prefill_s)
+
+    def _prefill_s(self, tokens: float) -> float:
+        return self.step.prefill_s_per_token * tokens + self.step.attention_s_per_token2 * tokens**2 / 2
+
+    def _most_arriving(self, mean_output_tokens: float) -> float:
+        return math.inf if self.max_sequences is None else self.max_sequences / max(mean_output_tokens, 1.0)
 
     def _slowdown(self, state: LoadState) -> float:
         """Return by how much the other tiers on the device stretch a step."""

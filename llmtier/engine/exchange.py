@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import httptools
 
 from llmtier.core.errors import EngineRequestError
-from llmtier.engine.load_client import Exchange
+from llmtier.engine.load_connection import Exchange
 from llmtier.engine.stream import Completion, StreamedAnswer
 from llmtier.engine.wire import failure_text
 

@@ -71,10 +71,14 @@ class StreamedAnswer:
 
     def take_document(self, document: bytes, arrived_s: float) -> None:
         """Add one event's data, already cut out of its stream; otherwise as ``take``."""
-        if document == _DONE_BYTES:
+        if self.is_done or document == _DONE_BYTES:
             self.is_done = True
-        elif not self.is_done:
-            self._take_chunk(self._decode(document), arrived_s)
+            return
+        chunk = self._decode(document)
+        if len(chunk.choices) == 1 and chunk.usage is None and chunk.error is None:
+            self._take_choice(chunk.choices[0], arrived_s)  # nearly every chunk of a stream
+        else:
+            self._take_chunk(chunk, arrived_s)
 
     def finish(self, *, scheduled_s: float, sent_s: float, done_s: float) -> Completion:
         """Return the whole answer."""
@@ -114,9 +118,11 @@ class StreamedAnswer:
 
     def _take_choice(self, choice: Choice, arrived_s: float) -> None:
         delta = choice.delta
-        text = choice.text or (delta.content if delta else None)
+        text = choice.text or (None if delta is None else delta.content)
         if text:
             self._texts.append(text)
-        if text or (delta is not None and (delta.reasoning or delta.reasoning_content)):
             self._content_s.append(arrived_s)
-        self.finish_reason = choice.finish_reason or self.finish_reason
+        elif delta is not None and (delta.reasoning or delta.reasoning_content):
+            self._content_s.append(arrived_s)
+        if choice.finish_reason is not None:
+            self.finish_reason = choice.finish_reason

@@ -10,7 +10,7 @@ import msgspec
 _MAX_QUOTED_CHARACTERS = 300
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, gc=False):
     """What a chat chunk adds; reasoning models name their thoughts in either way."""
 
     content: str | None = None
@@ -18,7 +18,7 @@ class Delta(msgspec.Struct):
     reasoning_content: str | None = None
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     """One alternative: ``delta`` in chat streams, ``text`` in completion streams."""
 
     delta: Delta | None = None
@@ -26,21 +26,21 @@ class Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, gc=False):
     """Token counts of the whole request."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
-class ErrorBody(msgspec.Struct):
+class ErrorBody(msgspec.Struct, gc=False):
     """The object under ``error``."""
 
     message: str | None = None
     type: str | None = None
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     """One ``data:`` document of a stream."""
 
     choices: list[Choice] = []

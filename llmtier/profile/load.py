@@ -20,7 +20,8 @@ import numpy as np
 
 from llmtier.core.errors import EngineRequestError
 from llmtier.engine.exchange import Answer, decode_exchange
-from llmtier.engine.load_client import Exchange, LoadClient
+from llmtier.engine.load_client import LoadClient
+from llmtier.engine.load_connection import Exchange
 from llmtier.engine.pacer import Pacer
 from llmtier.evaluate.workers import EngineWatch, run_workers, task_group
 from llmtier.profile.conversation import Conversation

@@ -21,9 +21,9 @@ from llmtier.stats.steady import mser5_start
 Series = NDArray[np.float64]
 
 LEAST_ANSWERS = 20  # MSER-5 needs four batches of five
-_APART = 4.0  # standard errors: the cut is chosen where the difference is largest
+_APART = 6.0  # standard errors: the cut is chosen where the difference is largest, the rest is the calmer part
 _TREND_BATCHES = 10
-_TREND_LEVEL = 0.999  # one-sided: batch means are not quite independent, and up to three series are looked at
+_TREND_LEVEL = 0.995  # one-sided: batch means are not quite independent, and up to three series are looked at
 _LEAST_RISE = 0.5  # of the mean, over the window; a queue that grows from nothing rises by twice its mean
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from llmtier.core.errors import DiskError, InputFileError, LlmtierError, MachineError, UsageError
+from llmtier.quantize.worker.report import JOB_FOLLOWS
 
 BOOTSTRAP = Path(__file__).with_name("worker") / "bootstrap.py"
 REFUSALS: Mapping[str, type[LlmtierError]] = {
@@ -28,9 +29,6 @@ REFUSALS: Mapping[str, type[LlmtierError]] = {
 
 Event = dict[str, Any]
 """One line of a worker: ``event`` and its facts."""
-JOB_FOLLOWS = "-"
-"""The worker's first argument where its job comes as the first line of its standard input."""
-
 N_LAST_LINES = 15
 LAST_BYTES = 16_384
 

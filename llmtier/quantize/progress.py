@@ -7,6 +7,7 @@ Reads and writes no file.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -86,7 +87,10 @@ class Progress:
                 return who + (self.message or self.event.value)
 
 
-_PROGRESS = TypeAdapter(Progress)
+@cache
+def progress_adapter() -> TypeAdapter[Progress]:
+    """Return what checks a step; made with the first event, as the worker is starting then."""
+    return TypeAdapter(Progress)
 
 
 def parse_progress(event: Event) -> Progress:
@@ -96,6 +100,6 @@ def parse_progress(event: Event) -> Progress:
         MachineError: It is not what the worker writes: the interpreter runs something else.
     """
     try:
-        return _PROGRESS.validate_python(event)
+        return progress_adapter().validate_python(event)
     except ValidationError as exc:
         raise MachineError(f"quantizer: unknown progress {str(event)[:200]}") from exc

@@ -7,8 +7,8 @@ unfinished one the token ids and every finished layer are (``workplace.py``).
 Does not judge the accuracy of what it wrote: ``llmtier profile`` does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +18,12 @@ from llmtier.core.tier import Checkpoint
 from llmtier.quantize.card import model_card
 from llmtier.quantize.job import Backend, PlannedScheme, QuantizeJob, QuantizePlan
 from llmtier.quantize.plan import plan as make_plan
-from llmtier.quantize.process import running_worker, worker_command
+from llmtier.quantize.process import WaitingWorker, waiting_worker, worker_command
 from llmtier.quantize.progress import Progress, Step, parse_progress
 from llmtier.quantize.reuse import differing_options, mapping_document, options_of
 from llmtier.quantize.survey import survey
-from llmtier.quantize.workplace import Workplace, digest_of, open_workplace, tidy
+from llmtier.quantize.workplace import Workplace, digest_of, open_workplace, opened, tidy
 from llmtier.store.atomic import check_replaceable, staged_directory, write_text
-from llmtier.store.calibration import read_calibration
 from llmtier.store.checkpoints import CheckpointManifest, read_manifest, write_manifest
 from llmtier.store.digests import checkpoint_digest
 
@@ -55,6 +54,19 @@ class Inputs:
     def calibration_of(self, planned: PlannedScheme) -> str | None:
         """Return the calibration digest as far as it matters to one scheme."""
         return self.calibration_sha256 if planned.needs_data else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """A job's worker that loads its libraries while its inputs are digested.
+
+    Attributes:
+        worker: Waits for what it is to do.
+        descriptor: Of the job's output folder; the worker has inherited it, and so will hold the lock taken on it.
+    """
+
+    worker: WaitingWorker
+    descriptor: int
 
 
 def prepare(job: QuantizeJob, *, force: bool = False) -> QuantizePlan:
@@ -102,24 +114,35 @@ def quantize(
             on_progress(Progress(event=Step.NOTE, message=note))
     job = replace(job, model=job.model.absolute(), out=job.out.absolute())
     schemes = [replace(planned, folder=planned.folder.absolute()) for planned in plan.schemes]
-    inputs = digest_inputs(job, plan)
-    names = [planned.folder.name for planned in schemes]
-    pending = schemes if force else [planned for planned in schemes if not is_reusable(planned, job, inputs)]
-    if not pending:
-        tidy(job.out, names=names)
-        report_reuse(schemes, on_progress)
-        return [planned.folder for planned in schemes]
-    with open_workplace(job.out, names=names) as workplace:
-        if not force:  # again: another run may have written them, or an old folder come back
-            pending = [planned for planned in pending if not is_reusable(planned, job, inputs)]
-        reused = [planned for planned in schemes if planned not in pending]
-        for planned in reused:
-            workplace.finish(planned.folder.name)  # a run killed right after the last rename left it
-        report_reuse(reused, on_progress)
-        if pending:
+    with ExitStack() as workers:
+        ahead = None
+        if not all(planned.is_finished for planned in schemes):
+            ahead = workers.enter_context(start_ahead(job, python=python))
+        inputs = digest_inputs(job, plan)
+        pending = schemes if force else [planned for planned in schemes if not is_reusable(planned, job, inputs)]
+        if not pending:
+            tidy(job.out, names=[planned.folder.name for planned in schemes])
+            report_reuse(schemes, on_progress)
+        else:
+            ahead = ahead or workers.enter_context(start_ahead(job, python=python))
             writer = Writer(job=job, inputs=inputs, provenance_of=provenance_of)
-            writer.write_all(pending, workplace, python=python, on_progress=on_progress, force=force)
+            writer.write_missing(schemes, pending, ahead, on_progress=on_progress, force=force)
     return [planned.folder for planned in schemes]
+
+
+@contextmanager
+def start_ahead(job: QuantizeJob, *, python: Path) -> Iterator[Ahead]:
+    """Start the job's worker, which takes seconds to load its libraries; leaving the block ends it.
+
+    Raises:
+        MachineError: The interpreter cannot be started.
+        DiskError: The folder for the checkpoints cannot be made.
+    """
+    with (
+        opened(job.out) as descriptor,
+        waiting_worker(python=python, worker=WORKERS[job.backend], lock=descriptor) as worker,
+    ):
+        yield Ahead(worker=worker, descriptor=descriptor)
 
 
 def report_reuse(schemes: Sequence[PlannedScheme], on_progress: OnProgress) -> None:
@@ -137,6 +160,8 @@ def digest_inputs(job: QuantizeJob, quantize_plan: QuantizePlan) -> Inputs:
     """
     if not quantize_plan.needs_data or job.calibration is None:
         return Inputs(source_digest=checkpoint_digest(job.model), calibration_sha256=None, rows=None)
+    from llmtier.store.calibration import read_calibration
+
     read = read_calibration(job.calibration)
     return Inputs(source_digest=checkpoint_digest(job.model), calibration_sha256=read.sha256, rows=read.path.absolute())
 
@@ -186,8 +211,40 @@ class Writer:
     inputs: Inputs
     provenance_of: ProvenanceOf
 
+    def write_missing(
+        self,
+        schemes: list[PlannedScheme],
+        pending: list[PlannedScheme],
+        ahead: Ahead,
+        *,
+        on_progress: OnProgress,
+        force: bool,
+    ) -> None:
+        """Lock the output folder and write those of ``schemes`` that are pending.
+
+        Raises:
+            UsageError: Another run writes there, or a target exists that was made from other inputs.
+            MachineError: As ``write_all``.
+        """
+        names = [planned.folder.name for planned in schemes]
+        with open_workplace(self.job.out, names=names, descriptor=ahead.descriptor) as place:
+            if not force:  # again: another run may have written them, or an old folder come back
+                pending = [planned for planned in pending if not is_reusable(planned, self.job, self.inputs)]
+            reused = [planned for planned in schemes if planned not in pending]
+            for planned in reused:
+                place.finish(planned.folder.name)  # a run killed right after the last rename left it
+            report_reuse(reused, on_progress)
+            if pending:
+                self.write_all(pending, place, worker=ahead.worker, on_progress=on_progress, force=force)
+
     def write_all(
-        self, pending: list[PlannedScheme], place: Workplace, *, python: Path, on_progress: OnProgress, force: bool
+        self,
+        pending: list[PlannedScheme],
+        place: Workplace,
+        *,
+        worker: WaitingWorker,
+        on_progress: OnProgress,
+        force: bool,
     ) -> None:
         """Run the worker once for all of ``pending``; each target appears as soon as it is finished.
 
@@ -197,9 +254,8 @@ class Writer:
         with ExitStack() as unfinished:
             folders = {planned.scheme: Folder(planned, within=unfinished, force=force) for planned in pending}
             document = self.worker_job(list(folders.values()), place)
-            worker = WORKERS[self.job.backend]
             tokenized: Progress | None = None
-            with running_worker(document, python=python, worker=worker, lock=place.lock) as events:
+            with worker.working_on(document) as events:
                 for progress in map(parse_progress, events):
                     tokenized = progress if progress.event is Step.TOKENIZED else tokenized
                     if progress.event is Step.SAVED and progress.scheme in folders:

@@ -18,7 +18,6 @@ from time import perf_counter
 from typing import Any
 
 import psutil
-import yaml
 
 from llmtier.core.errors import InputFileError, UsageError
 from llmtier.core.hardware import Hardware
@@ -29,7 +28,6 @@ from llmtier.quantize.awq_mappings import AwqRegistry
 from llmtier.quantize.demand import Workload
 from llmtier.quantize.job import EXPORT_SUFFIX, AwqMapping, QuantizeJob
 from llmtier.quantize.workplace import WORK_FOLDER, left_beside
-from llmtier.store.calibration import find_calibration
 from llmtier.store.checkpoints import read_manifest
 from llmtier.store.documents import Decoder, parse_json, shorten
 from llmtier.store.safetensors import read_tensors
@@ -193,6 +191,8 @@ def count_rows(job: QuantizeJob, vocabulary_size: int | None) -> Workload:
     Raises:
         InputFileError: The file is absent or holds no row, or the recipe was not built.
     """
+    from llmtier.store.calibration import find_calibration
+
     path = find_calibration(job.calibration or Path())
     is_small = vocabulary_size is not None and vocabulary_size < SMALL_VOCABULARY
     per_token = 1.0 if is_small else BYTES_PER_TOKEN
@@ -226,6 +226,8 @@ def read_mappings(path: Path) -> tuple[AwqMapping, ...]:
     Raises:
         InputFileError: The file is absent or is no list of mappings; names the entry.
     """
+    import yaml
+
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:

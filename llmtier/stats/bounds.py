@@ -17,6 +17,9 @@ from llmtier.stats.series import Correlation, correlation
 
 Values = Sequence[float] | NDArray[np.float64]
 
+_TIME_CONFIDENCE = 0.8
+_ROUNDING = 1e-9
+
 
 def min_samples(q: float, confidence: float) -> int:
     """Return the least n of which the largest value bounds the quantile ``q``: 59 for p95, 299 for p99 at 95 %."""
@@ -53,39 +56,51 @@ def early_stopping_bound(values: Values, q: float, confidence: float = 0.99, tol
 
 
 def effective_n(values: Values, q: float) -> float:
-    """Return how many independent values, at most n, a series is worth for its quantile ``q``.
+    """Return how many independent values, at most n, a series is surely worth for its quantile ``q``.
 
     The most careful of three looks: at which values exceed the quantile, at which exceed the median
-    (long spells of load show there even when few exceed the quantile) and at the ranks.
+    (long spells of load show there even when few exceed the quantile) and at the ranks. The
+    correlation time counts with its own upper bound at 80 %.
 
     Raises:
         ValueError: Fewer than 2 values, or one that is not finite.
     """
+    from scipy.special import chdtri
+
     numbers = np.asarray(values, dtype=np.float64)
-    return numbers.size / _careful(numbers, q).time
+    if np.ptp(numbers) <= _ROUNDING * np.abs(numbers).max():  # the order of equal values means nothing
+        return float(numbers.size)
+    looks = (_exceedance(numbers, q), _exceedance(numbers, 0.5), correlation(_ranks(numbers)))
+    freedom = min(look.freedom for look in looks)
+    time = max(look.time for look in looks) * freedom / float(chdtri(freedom, _TIME_CONFIDENCE))
+    return numbers.size / max(time, 1.0)
 
 
-def series_quantile_bound(values: Values, q: float, confidence: float = 0.95) -> float | None:
+def series_quantile_bound(
+    values: Values, q: float, confidence: float = 0.95, *, least_time: float = 1.0
+) -> float | None:
     """Return an upper bound of the quantile ``q`` of what a series in time order is drawn from.
 
     The level that ``upper_quantile_bound`` would take for as many independent values as the series is
-    worth, or the one Student's t gives for how badly that worth is known, whichever is higher.
-    ``None`` where the series is worth too little.
+    worth. ``None`` where it is worth too little.
+
+    Args:
+        values: In time order.
+        q: In (0, 1).
+        confidence: In (0, 1).
+        least_time: How many neighbours count as one at least. Without it a bound is given to just those
+            short series that by chance saw no busy spell, and is then too low more often than it says.
     """
     _check(q, confidence)
-    from scipy.special import stdtrit
-
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size < min_samples(q, confidence):
         return None
-    found = _careful(numbers, q)
-    n_effective = math.floor(numbers.size / found.time)
+    n_effective = math.floor(min(effective_n(numbers, q), numbers.size / max(least_time, 1.0)))
     rank = _bound_rank(n_effective, q, confidence)
     if rank is None:
         return None
-    level = q + float(stdtrit(found.freedom, confidence)) * math.sqrt(q * (1 - q) * found.time / numbers.size)
-    place = math.ceil(max(level, rank / n_effective) * numbers.size - 1e-9)
-    return float(np.sort(numbers)[place - 1]) if place <= numbers.size else None
+    place = math.ceil(rank / n_effective * numbers.size - 1e-9)
+    return float(np.sort(numbers)[place - 1])
 
 
 def series_interval(values: Values, statistic: Literal["mean"] | float, confidence: float = 0.95) -> Interval | None:
@@ -135,10 +150,10 @@ def _quantile_interval(numbers: NDArray[np.float64], q: float, confidence: float
     return Interval(low=float(ascending[low - 1]), high=float(ascending[high - 1]), confidence=confidence)
 
 
-def _careful(numbers: NDArray[np.float64], q: float) -> Correlation:
-    ranks = np.argsort(np.argsort(numbers, kind="stable"), kind="stable").astype(np.float64)
-    looks = (_exceedance(numbers, q), _exceedance(numbers, 0.5), correlation(ranks))
-    return Correlation(time=max(1.0, *(look.time for look in looks)), freedom=min(look.freedom for look in looks))
+def _ranks(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rank of each value; equal ones share the middle of theirs."""
+    _, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - counts / 2.0)[place], dtype=np.float64)
 
 
 def _exceedance(numbers: NDArray[np.float64], q: float) -> Correlation:

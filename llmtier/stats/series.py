@@ -78,4 +78,4 @@ def _skewness(errors: NDArray[np.float64]) -> float:
     k, squares = errors.size, float(errors @ errors)
     if k < 3 or squares <= 0:
         return 0.0
-    return k / ((k - 1) * (k - 2)) * float((errors**3).sum()) / (squares / (k - 1)) ** 1.5
+    return k / ((k - 1) * (k - 2)) * float((errors**3).sum()) / math.pow(squares / (k - 1), 1.5)

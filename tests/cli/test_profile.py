@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,8 @@ def test_a_run_ends_with_a_table_of_its_points(llmtier, folder):
 
 
 def test_json_is_one_document_and_nothing_else_on_standard_output(llmtier, folder):
+    configure(folder, tier("big", output_tokens=2))  # the mock echoes: a question of two words is its answer
+
     ended = llmtier(*QUICK, "--json", "--seed", "7", "--requests", "9")
 
     document = json.loads(ended.out)
@@ -94,6 +97,7 @@ def test_the_manifest_holds_judgement_self_test_seeds_and_the_engines_side(llmti
         return tested
 
     monkeypatch.setattr(selftest, "run_self_test", fake)
+    configure(folder, tier("big"), load={"concurrency": [1]})
 
     ended = llmtier("profile", "--self-test", "--seed", "3", "--json")
 
@@ -280,37 +284,34 @@ def interrupted(folder):
     return folder
 
 
-def test_after_ctrl_c_the_finished_point_is_found_and_let_go_at_the_end(llmtier, interrupted):
+def test_after_ctrl_c_the_finished_point_is_found_by_the_same_run_only(llmtier, interrupted):
+    points = interrupted / "profiles" / ".points"
+    shutil.copytree(points, interrupted / "kept")
     assert not list(interrupted.glob("profiles/*/big/manifest.json"))
     assert 1 == len(kept_points(interrupted))
 
+    other = llmtier(*QUICK, "--shape", "closed:1", "--seed", "1")
+    assert 0 == other.code, other.err
+    assert "found measured" not in other.err
+    assert 1 == len(kept_points(interrupted))  # it is not the other run's to let go
+
     # What is asked for now, the interrupted run had measured.
-    ended = llmtier(*QUICK, "--shape", "closed:1")
-
-    assert 0 == ended.code, ended.err
-    assert "found measured: closed:1" in ended.err
+    same = llmtier(*QUICK, "--shape", "closed:1")
+    assert 0 == same.code, same.err
+    assert "found measured: closed:1" in same.err
     assert [] == kept_points(interrupted)
 
-
-def test_fresh_throws_the_finished_points_away(llmtier, interrupted):
-    ended = llmtier(*QUICK, "--fresh", "--shape", "closed:1")
-
-    assert 0 == ended.code, ended.err
-    assert "found measured" not in ended.err
+    shutil.copytree(interrupted / "kept", points, dirs_exist_ok=True)
+    fresh = llmtier(*QUICK, "--shape", "closed:1", "--fresh")
+    assert 0 == fresh.code, fresh.err
+    assert "found measured" not in fresh.err
     assert [] == kept_points(interrupted)
-
-
-def test_points_of_another_seed_are_not_taken(llmtier, interrupted):
-    ended = llmtier(*QUICK, "--seed", "1", "--shape", "closed:1")
-
-    assert 0 == ended.code, ended.err
-    assert "found measured" not in ended.err
 
 
 def test_tiers_together_are_co_tenants_that_share_time_and_price(llmtier, folder):
-    configure(folder, tier("big", alpha_s=0.002), tier("small"))
+    configure(folder, tier("big", alpha_s=0.002), tier("small"), load={"concurrency": [1]})
 
-    ended = llmtier("profile", "--together", "--requests", "24", "--json")
+    ended = llmtier("profile", "--together", "--json")
 
     assert 0 == ended.code, ended.err
     found = {each["tier"]: each for each in json.loads(ended.out)["tiers"]}

@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmtier.core.errors import ConfigError
 from llmtier.engine.exchange import decode_exchange
-from llmtier.engine.load_client import Exchange, LoadClient
+from llmtier.engine.load_client import LoadClient
+from llmtier.engine.load_connection import HAS_KERNEL_STAMPS, Exchange
 from llmtier.engine.mock import mock_app, running_app, running_mock
 from llmtier.engine.mock_settings import Fault, FaultKind, MockSettings
 from llmtier.engine.pacer import Pacer
@@ -31,6 +32,15 @@ ANSWER = http(b'data: {"choices":[{"delta":{"content":"yes"},"finish_reason":"st
 def body_of(n_tokens=5, text="one two three", **more):
     fields = {"model": "mock", "messages": [{"role": "user", "content": text}], "max_tokens": n_tokens}
     return msgspec.json.encode({**fields, "stream": True, "stream_options": {"include_usage": True}, **more})
+
+
+@pytest.fixture(autouse=True, params=["kernel's stamps", "the loop's transports"])
+def way(request, monkeypatch):
+    """Every test holds for both ways that bytes come."""
+    if request.param != "kernel's stamps":
+        monkeypatch.setattr("llmtier.engine.load_client.HAS_KERNEL_STAMPS", False)
+    elif not HAS_KERNEL_STAMPS:
+        pytest.skip("this system's sockets carry no stamps")
 
 
 @asynccontextmanager
@@ -112,8 +122,8 @@ async def test_idle_connection_that_the_engine_closed_is_replaced_unseen(playbac
     ],
 )
 async def test_faults_become_failures_with_their_reason(kind, expected):
-    settings = MockSettings(alpha_s=0.0, sequence_s=0.0, faults=(Fault(kind=kind, after_tokens=2),))
-    async with running_mock(settings) as url, LoadClient(url, timeout_s=0.2) as client:
+    scripted = MockSettings(alpha_s=0.0, sequence_s=0.0, faults=(Fault(kind=kind, after_tokens=2),))
+    async with running_mock(scripted) as url, LoadClient(url, timeout_s=0.2) as client:
         answer = await ask(client)
 
     assert answer.failure is not None
@@ -134,6 +144,25 @@ async def test_nobody_listening_is_a_failure_not_an_exception():
 async def test_bytes_that_are_no_http_are_a_failure(playback):
     async with asking(playback, b"SSH-2.0-OpenSSH_9.6\r\n") as (_, client):
         assert "no HTTP response" in ((await ask(client)).failure or "")
+
+
+@pytest.mark.anyio
+async def test_long_request_is_sent_whole():
+    app = mock_app(MockSettings(alpha_s=0.0, context_tokens=10_000_000))
+    async with running_app(app) as url, LoadClient(url, timeout_s=15) as client:
+        answer = await ask(client, text=" word" * 1_000_000, n_tokens=2)
+
+    assert (None, 1_000_000) == (answer.failure, answer.completion.n_input_tokens)
+
+
+@pytest.mark.anyio
+async def test_many_streams_at_once_are_all_read():
+    async with running_mock(MockSettings(alpha_s=0.001)) as url, LoadClient(url) as client:
+        await client.prepare(20)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(client, n_tokens=10)) for _ in range(20)]
+
+    assert [10] * 20 == [len(task.result().completion.timing.content_s) for task in tasks]
 
 
 @pytest.mark.anyio
@@ -172,6 +201,7 @@ EVENTS = b"".join(
 ) + b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":6}}\n\ndata: [DONE]\n\n'
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 40), max_size=30), st.booleans())
 def test_answer_does_not_depend_on_how_the_bytes_were_cut(sizes, is_chunked):
     """Cut anywhere, chunked or not: the same text and counts as the whole parser gives."""

@@ -46,9 +46,17 @@ def test_a_clean_point_has_no_fault():
 
 
 def test_a_late_client_is_named():
-    samples = [*make_samples(190), *(make_sample(95 + i * 0.5, delay_s=0.025) for i in range(10))]
+    samples = [
+        *make_samples(190, took_s=0.1),
+        *(make_sample(95 + i * 0.5, delay_s=0.025, took_s=0.1) for i in range(10)),
+    ]
 
     assert ("p99 schedule delay is 25 ms, more than 10 ms: the client was late",) == faults_of(samples)
+
+
+def test_a_delay_that_is_little_beside_the_first_token_passes():
+    assert () == faults_of(make_samples(delay_s=0.045))  # TTFT is 0.5 s
+    assert any("55 ms, more than 50 ms" in fault for fault in faults_of(make_samples(delay_s=0.055)))
 
 
 def test_a_client_that_falls_behind_is_named():

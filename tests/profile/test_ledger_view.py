@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llmtier.core.latency_model import LoadState
-from llmtier.profile.ledger_view import N_RECENT, rebuild_states, tokens_per_chunk
+from llmtier.profile.ledger_view import N_LEAST, N_RECENT, rebuild_states, tokens_per_chunk
 from tests.profile.simulated_load import make_sample
 
 
@@ -56,12 +56,32 @@ def test_a_second_request_to_an_idle_engine_has_not_joined_the_first_ones_step()
 
 
 def test_done_requests_are_gone_and_their_lengths_remembered():
-    state = last_state(
-        make_sample(0.0, [1.0, 2.0], n_input=10), make_sample(3.0, [4.0] * 4, n_input=30), make_sample(9.0, [10.0])
-    )
+    half = N_LEAST // 2
+    samples = [
+        *(make_sample(float(number), [number + 0.1, number + 0.2], n_input=10) for number in range(half)),
+        *(make_sample(10.0 + number, [10.5 + number] * 4, n_input=30) for number in range(half)),
+        make_sample(90.0, [91.0]),
+    ]
+
+    state = last_state(*samples)
 
     assert (0, None) == (state.n_in_flight, state.step_age_s)
     assert (20.0, 3.0) == (state.mean_input_tokens, state.mean_output_tokens)
+
+
+def test_means_of_a_few_requests_are_unknown():
+    states = rebuild_states([make_sample(float(number), [number + 0.5]) for number in range(N_LEAST + 1)])
+
+    assert [None] * N_LEAST == [state.mean_output_tokens for state in states[:-1]]
+    assert (10.0, 1.0) == (states[-1].mean_input_tokens, states[-1].mean_output_tokens)
+
+
+def test_the_running_step_began_with_the_newest_token_of_anyone_even_one_who_is_done():
+    slow, done = make_sample(0.0, [1.0, 2.0, 10.0]), make_sample(0.5, [2.0, 3.0])
+
+    state = last_state(slow, done, make_sample(3.5, [10.0]))
+
+    assert (1, 0.5) == (state.n_decoding, state.step_age_s)
 
 
 def test_a_request_that_ends_at_the_instant_of_the_next_is_gone():
@@ -78,7 +98,14 @@ def test_a_failed_request_is_on_the_engine_until_it_fails():
     states = rebuild_states([failed, during, after])
 
     assert [(0, 0), (1, 50), (0, 0)] == [(state.n_prefilling, state.prefill_tokens) for state in states]
-    assert 1.0 == states[2].mean_output_tokens
+
+
+def test_failed_requests_count_in_no_mean_output():
+    failed = [make_sample(float(number), [], done_s=number + 0.5, status="timeout") for number in range(N_LEAST)]
+    answered = [make_sample(20.0 + number, [20.5 + number] * 3) for number in range(N_LEAST)]
+
+    assert last_state(*failed, make_sample(19.0, [19.5])).mean_output_tokens is None
+    assert 3.0 == last_state(*failed, *answered, make_sample(40.0, [41.0])).mean_output_tokens
 
 
 def test_a_failed_request_without_usage_counts_as_a_request_of_no_tokens():
@@ -101,8 +128,8 @@ def test_arrival_rate_is_unknown_until_some_have_come_and_exact_for_a_steady_str
 
     rates = [state.arrival_rps for state in rebuild_states(samples)]
 
-    assert [None] * (N_RECENT // 4) == rates[: N_RECENT // 4]
-    assert all(rate == pytest.approx(1.0) for rate in rates[N_RECENT // 4 :])
+    assert [None] * (N_LEAST) == rates[:N_LEAST]
+    assert all(rate == pytest.approx(1.0) for rate in rates[N_LEAST:])
 
 
 def test_arrival_rate_forgets_what_is_long_ago():

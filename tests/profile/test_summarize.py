@@ -72,7 +72,7 @@ def test_a_point_of_known_instants_gives_known_numbers():
 
 
 def test_a_steady_open_loop_is_believed_and_complete():
-    point = summarize(steady_load(), OPEN)
+    point = summarize(steady_load(2000), OPEN)
 
     assert () == point.invalid
     assert point.is_steady
@@ -83,6 +83,13 @@ def test_a_steady_open_loop_is_believed_and_complete():
     assert 0.95 == point.bound_confidence
     for name in ("ttft", "tpot", "e2el"):
         assert getattr(point, f"{name}_p95_s") <= getattr(point, f"{name}_p95_high_s")
+
+
+def test_requests_that_share_one_swing_of_the_load_bound_nothing():
+    crowded = [make_sample(i * 0.05, 0.1, (0.9,)) for i in range(800)]  # 20 in flight
+
+    assert summarize(crowded, OPEN).ttft_p95_high_s is None
+    assert summarize(crowded, replace(CLOSED, concurrency=20)).ttft_p95_high_s is not None
 
 
 def test_every_request_that_is_not_warmup_waits_for_its_schedule():

@@ -44,7 +44,8 @@ ZEN4_CPU = Hardware(
 WORKER = """
 import json, os, pathlib, sys, time
 
-job = json.loads(sys.argv[1])
+pathlib.Path({starts!r}).open("a").write(f"{{os.getpid()}}\n")
+job = json.loads(sys.stdin.readline() if sys.argv[1] == "-" else sys.argv[1])
 pathlib.Path({record!r}).open("a").write(json.dumps({{**job, "pid": os.getpid()}}) + "\\n")
 
 def report(event, **facts):
@@ -74,9 +75,15 @@ class FakeWorker:
 
     def __init__(self, folder: Path, body: str) -> None:
         self._record = folder / "calls.jsonl"
+        self._starts = folder / "starts.txt"
         path = folder / "fake_worker.py"
         self.command = (str(path),)
-        path.write_text(WORKER.format(record=str(self._record), body=body))
+        path.write_text(WORKER.format(record=str(self._record), starts=str(self._starts), body=body))
+
+    @property
+    def started(self) -> list[int]:
+        """The process ids of those that were started, with a job or without."""
+        return [int(line) for line in self._starts.read_text().splitlines()] if self._starts.exists() else []
 
     @property
     def calls(self) -> list[dict[str, object]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,42 @@ def test_interruption_ends_the_worker_and_leaves_nothing(job, quantize, fake_wor
     assert not any(is_running(call["pid"]) for call in fake.calls)
 
 
+def wait_until(condition):
+    """Let other processes go on until ``condition()``; the time limit of the test ends a wait in vain."""
+    while not condition():
+        time.sleep(0.01)
+
+
+def test_worker_starts_while_the_inputs_are_digested(job, quantize, fake_worker, monkeypatch):
+    fake = fake_worker()
+    digest = run.digest_inputs
+
+    def digest_late(*arguments):
+        wait_until(lambda: fake.started)
+        assert [] == fake.calls
+        return digest(*arguments)
+
+    monkeypatch.setattr(run, "digest_inputs", digest_late)
+    quantize(job, fake)
+
+    assert fake.started == [call["pid"] for call in fake.calls]
+
+
+def test_waiting_worker_ends_when_the_inputs_are_refused(job, quantize, fake_worker, monkeypatch):
+    fake = fake_worker()
+
+    def refuse(*_arguments):
+        wait_until(lambda: fake.started)
+        raise InputFileError("is broken", path=job.model)
+
+    monkeypatch.setattr(run, "digest_inputs", refuse)
+    with pytest.raises(InputFileError, match="is broken"):
+        quantize(job, fake)
+
+    assert not any(map(is_running, fake.started))
+    assert [] == left_in(job.out)
+
+
 def test_same_inputs_are_used_again(job, quantize, fake_worker):
     fake = fake_worker()
     first = quantize(job, fake)
@@ -202,7 +239,7 @@ def test_same_inputs_are_used_again(job, quantize, fake_worker):
     second = quantize(job, fake, on_progress=seen.append)
 
     assert first == second
-    assert 1 == len(fake.calls)
+    assert 1 == len(fake.calls) == len(fake.started)
     assert [Scheme.INT8, Scheme.AWQ] == [progress.scheme for progress in seen if progress.event is Step.REUSED]
 
 
@@ -243,10 +280,10 @@ def test_what_another_run_wrote_while_this_one_waited_is_used_again(job, quantiz
     fake = fake_worker()
 
     @contextmanager
-    def wait(out, *, names):
+    def wait(out, **options):
         monkeypatch.setattr(run, "open_workplace", open_workplace)
         quantize(job, fake)
-        with open_workplace(out, names=names) as workplace:
+        with open_workplace(out, **options) as workplace:
             yield workplace
 
     monkeypatch.setattr(run, "open_workplace", wait)

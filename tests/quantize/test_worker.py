@@ -2,19 +2,24 @@
 
 import ast
 import errno
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmtier.core.errors import InputFileError, MachineError, UsageError
-from llmtier.quantize.process import BOOTSTRAP, running_worker, worker_command
+from llmtier.quantize.process import BOOTSTRAP, running_worker, waiting_worker, worker_command
 from llmtier.quantize.worker import layers, oneshot, recipe, tokens
-from llmtier.quantize.worker.report import WorkerError
+from llmtier.quantize.worker.finite import is_finite
+from llmtier.quantize.worker.report import JOB_FOLLOWS, WorkerError
 
 WORKERS = BOOTSTRAP.parent
 
@@ -122,7 +127,8 @@ def worker_script(folder: Path, body: str) -> tuple[str, ...]:
     script.write_text(
         f"import runpy, time\nfrom pathlib import Path\n"
         f"runpy.run_path({str(BOOTSTRAP)!r})['enter_package'](Path({str(BOOTSTRAP.parents[2])!r}))\n"
-        f"from llmtier.quantize.worker.report import WorkerError, run_worker\n"
+        f"from llmtier.quantize.worker.finite import is_finite
+from llmtier.quantize.worker.report import JOB_FOLLOWS, WorkerError, run_worker\n"
         f"def run(job, report):\n    {body}\nrun_worker(run)\n"
     )
     return (str(script),)
@@ -137,6 +143,87 @@ def test_worker_ends_when_its_parent_is_gone(tmp_path):
         assert b'{"event": "up"}\n' == process.stdout.readline()
         process.stdin.close()
         assert 1 == process.wait(timeout=10)
+
+
+def test_waiting_worker_ends_when_its_parent_is_gone(tmp_path):
+    script = worker_script(tmp_path, "report('up')")
+    process = subprocess.Popen([sys.executable, *script, JOB_FOLLOWS], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdin.close()
+        assert 1 == process.wait(timeout=10)
+        assert b"" == process.stdout.read()
+
+
+@pytest.mark.parametrize("n_characters", [1, 300_000])
+def test_waiting_worker_gets_its_job_whole(tmp_path, n_characters):
+    script = worker_script(tmp_path, "report('got', word=job['word'])")
+
+    with (
+        waiting_worker(python=Path(sys.executable), worker=script) as worker,
+        worker.working_on({"word": "\u00fc\n" * n_characters}) as events,
+    ):
+        assert [{"event": "got", "word": "\u00fc\n" * n_characters}] == list(events)
+
+
+def test_waiting_worker_that_is_gone_before_its_job_says_why(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit('no such library')")
+
+    with waiting_worker(python=Path(sys.executable), worker=(str(script),)) as worker:
+        worker.process.wait(timeout=10)
+        with worker.working_on({}) as events, pytest.raises(MachineError, match="no such library"):
+            list(events)
+
+
+def test_libraries_are_loaded_before_the_job_is_known(tmp_path):
+    loaded = tmp_path / "loaded"
+    os.mkfifo(loaded)
+    [script] = worker_script(tmp_path, "report('got')")
+    text = Path(script).read_text()
+    Path(script).write_text(text.replace("run_worker(run)", f"run_worker(run, lambda: Path({str(loaded)!r}).write_text('x'))"))
+
+    with waiting_worker(python=Path(sys.executable), worker=(script,)) as worker:
+        assert "x" == loaded.read_text()
+        with worker.working_on({}) as events:
+            assert [{"event": "got"}] == list(events)
+
+
+class Numbers:
+    """What ``is_finite`` needs of a tensor."""
+
+    def __init__(self, values, dtype):
+        self.array = np.array(values, dtype)
+
+    def is_floating_point(self):
+        return np.issubdtype(self.array.dtype, np.floating)
+
+    def sum(self):
+        with np.errstate(all="ignore"):
+            return self.array.sum()
+
+
+@given(
+    values=st.lists(st.floats(width=16) | st.sampled_from([65504.0, -65504.0, math.nan, math.inf]), max_size=8),
+    dtype=st.sampled_from([np.float16, np.float32]),
+)
+def test_a_tensor_is_finite_when_each_element_is(values, dtype):
+    fake = SimpleNamespace(isfinite=lambda of: np.isfinite(of.array if isinstance(of, Numbers) else of))
+    with mock.patch.dict(sys.modules, {"torch": fake}):
+        assert all(map(math.isfinite, values)) == is_finite(Numbers(values, dtype))
+
+
+def test_ticks_of_this_process_are_not_those_of_others(tmp_path):
+    path = tmp_path / "stat"
+    path.write_text("cpu  1000000 0 0 5000 0 0 0 0 0 0\n")
+    ours = sum(map(oneshot.process_ticks, (os.getpid(), os.getppid())))
+
+    others, total = oneshot.read_cpu_ticks(path) or (0, 0)
+
+    assert 1_000_000 - others >= ours
+    assert 1_005_000 == total
+    assert oneshot.read_cpu_ticks(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize(

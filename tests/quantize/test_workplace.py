@@ -1,12 +1,14 @@
 """The work folder: one run at a time, and what killed runs left."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
 from llmtier.core.errors import DiskError, UsageError
 from llmtier.quantize import workplace as module
-from llmtier.quantize.workplace import WORK_FOLDER, open_workplace, tidy
+from llmtier.quantize.workplace import WORK_FOLDER, open_workplace, opened, tidy
 from llmtier.store.atomic import beside
 
 
@@ -21,6 +23,23 @@ def test_second_run_waits_and_is_refused_while_the_first_goes_on(tmp_path):
         pass
 
     assert 10 <= sum(waited) <= 11
+
+
+def test_whoever_inherited_the_open_folder_holds_the_lock_taken_on_it_later(tmp_path):
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with opened(tmp_path) as descriptor:
+        process = subprocess.Popen(sleeper, pass_fds=(descriptor,))
+        with open_workplace(tmp_path, names=[], descriptor=descriptor):
+            pass
+    try:
+        with pytest.raises(UsageError, match="another llmtier quantize"), open_workplace(tmp_path, names=[], wait_s=0):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+
+    with open_workplace(tmp_path, names=[], wait_s=0):
+        pass
 
 
 def test_half_written_folders_go_and_others_stay(tmp_path):

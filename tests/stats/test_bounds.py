@@ -65,7 +65,7 @@ def test_the_bound_covers_as_often_as_it_says_and_hardly_more():
     assert 0.945 < np.mean(covered) < 0.985  # exactly 0.9583 for the rank that n = 500 has
 
 
-@pytest.mark.parametrize(("n", "t"), [(662, 1), (663, 1), (1000, 3), (5000, 33)])
+@pytest.mark.parametrize(("n", "t"), [(662, 1), (663, 1), (1000, 2), (5000, 33)])
 def test_early_stopping_takes_the_rank_of_its_definition(n, t):
     def passes(n_over, n_all):  # the probability of so few over-latency requests, were the quantile missed
         return sum(math.comb(n_all, i) * 0.01**i * 0.99 ** (n_all - i) for i in range(n_over + 1)) <= 0.01
@@ -112,8 +112,10 @@ def test_a_series_bound_is_never_below_that_of_independent_values(seed, n):
 @given(st.integers(0, 1000), st.floats(0.1, 10.0))
 def test_the_unit_does_not_matter(seed, scale):
     values = np.random.default_rng(seed).exponential(size=400)
+    bound, scaled = series_quantile_bound(values, 0.8), series_quantile_bound(values * scale, 0.8)
 
-    assert series_quantile_bound(values * scale, 0.9) == pytest.approx(series_quantile_bound(values, 0.9) * scale)
+    assert (bound is None) == (scaled is None)
+    assert bound is None or scaled == pytest.approx(bound * scale)
     assert series_interval(values * scale, "mean").high == pytest.approx(series_interval(values, "mean").high * scale)
 
 
@@ -121,7 +123,7 @@ def test_repeated_values_are_worth_no_more_than_once():
     rng = np.random.default_rng(8)
     values = rng.exponential(size=300)
 
-    assert 200 < effective_n(values, 0.95) <= 300
+    assert 120 < effective_n(values, 0.95) <= 300
     assert 330 > effective_n(np.repeat(values, 10), 0.95)
 
 
@@ -134,7 +136,7 @@ def test_the_series_bound_covers_an_autocorrelated_quantile(make, knob, truth):
     given_bounds = np.array([bound for bound in bounds if bound is not None])
     naive = np.array([upper_quantile_bound(row, 0.95) for row in rows])
 
-    assert 0.9 < given_bounds.size / 400
+    assert 0.75 < given_bounds.size / 400
     assert 0.95 <= (truth <= given_bounds).mean()
     assert 0.92 > (truth <= naive).mean()  # what it is for
     assert 1.6 * truth > np.median(given_bounds)
@@ -154,6 +156,13 @@ def test_intervals_cover_an_autocorrelated_mean_and_median(make, knob, truths):
         covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
 
         assert 0.925 <= covered <= 0.975  # 500 runs: two standard errors are 0.02
+
+
+def test_neighbours_that_share_their_fate_count_as_one():
+    values = np.random.default_rng(13).exponential(size=600)
+
+    assert series_quantile_bound(values, 0.95) < series_quantile_bound(values, 0.95, least_time=10.0)
+    assert series_quantile_bound(values, 0.95, least_time=10.2) is None  # 58 are left
 
 
 def test_equal_values_have_an_interval_of_no_width():
@@ -182,3 +191,11 @@ def test_levels_lie_between_0_and_1(q, confidence):
         upper_quantile_bound([1.0], q, confidence)
     with pytest.raises(ValueError, match="must lie in"):
         series_interval([1.0, 2.0], q, confidence)
+
+
+def test_the_order_of_equal_values_means_nothing():
+    values = np.random.default_rng(14).integers(0, 4, 800).astype(float)
+    rounded = 0.1 + np.linspace(0, 1e-13, 800)
+
+    assert 100 < effective_n(values, 0.95)  # ranks by place among equals would say 7
+    assert 800 == effective_n(rounded, 0.95)

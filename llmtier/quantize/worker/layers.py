@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmtier.quantize.worker.finite import is_finite
 from llmtier.quantize.worker.report import WorkerError
 from llmtier.quantize.worker.tokens import write_whole
 
@@ -130,7 +131,7 @@ def check_tensors(tensors: "dict[str, torch.Tensor]") -> None:
         WorkerError: Naming the tensor.
     """
     for name, tensor in tensors.items():
-        if name.endswith((".weight", ".bias")) and not bool(tensor.isfinite().all()):
+        if name.endswith((".weight", ".bias")) and not is_finite(tensor):
             raise WorkerError(f"{name}: quantizing made NaN or infinity of it; take another scheme", kind="input")
 
 

@@ -23,9 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import TYPE_CHECKING, Any
 
+from llmtier.quantize.worker.finite import is_finite
 from llmtier.quantize.worker.layers import PIPELINE_VERSION, open_store
 from llmtier.quantize.worker.pipeline import LayerPipeline
 from llmtier.quantize.worker.recipe import make_recipe
@@ -59,6 +60,13 @@ class Stopwatch:
         self.since_s = now_s
 
 
+def load_libraries() -> None:
+    """Import what every job needs, which takes seconds, and nothing that depends on the job."""
+    prepare_environment()
+    import llmcompressor  # noqa: F401
+    from transformers import AutoModelForCausalLM  # noqa: F401
+
+
 def prepare_environment() -> None:
     """Set what the libraries read from the environment, before they are imported.
 
@@ -73,24 +81,38 @@ def prepare_environment() -> None:
 
 
 def busy_cores(interval_s: float = 0.1) -> float:
-    """Return how many cores other processes keep busy while this one sleeps; 0 where the system does not tell."""
-    before, after = read_cpu_ticks(), None
-    if before is not None:
-        sleep(interval_s)
-        after = read_cpu_ticks()
-    if before is None or after is None:
+    """Return how many cores are kept busy by others than this process and its parent; 0 where the system is silent.
+
+    Uses the time to import numpy, which starts no OpenMP threads, and sleeps for the rest of the interval.
+    """
+    begun_s, before = perf_counter(), read_cpu_ticks()
+    if before is None:
         return 0.0
-    busy, total = after[0] - before[0], after[1] - before[1]
+    import numpy as np  # noqa: F401
+
+    sleep(max(0.0, interval_s - (perf_counter() - begun_s)))
+    after = read_cpu_ticks()
+    busy, total = (0, 0) if after is None else (after[0] - before[0], after[1] - before[1])
     return busy / total * (os.cpu_count() or 1) if total else 0.0
 
 
 def read_cpu_ticks(path: Path = Path("/proc/stat")) -> tuple[int, int] | None:
-    """Return the ticks that all cores were busy, and all ticks; ``None`` where there is no such file."""
+    """Return the ticks that others kept the cores busy, and all ticks; ``None`` where the system does not tell.
+
+    Others are all but this process, which imports, and its parent, which waits for it later.
+    """
     try:
         ticks = [int(word) for word in path.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+        ours = sum(map(process_ticks, (os.getpid(), os.getppid())))
     except (OSError, ValueError):
         return None
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # less idle and waiting for the disk
+    return sum(ticks) - ticks[3] - ticks[4] - ours, sum(ticks)  # less idle and waiting for the disk
+
+
+def process_ticks(pid: int) -> int:
+    """Return the ticks that a process has run; raises ``OSError`` where the system does not tell."""
+    words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return int(words[11]) + int(words[12])  # its name, before the bracket, may hold anything
 
 
 def load_model(path: str) -> "PreTrainedModel":
@@ -99,7 +121,6 @@ def load_model(path: str) -> "PreTrainedModel":
     Raises:
         WorkerError: It cannot be loaded, or a weight is NaN or infinite.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     try:
@@ -109,7 +130,7 @@ def load_model(path: str) -> "PreTrainedModel":
             raise
         raise WorkerError(f"{path}: transformers cannot load it: {error}", kind="input") from error
     for name, weight in model.named_parameters():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+        if not is_finite(weight):
             raise WorkerError(f"{path}: weight {name} holds NaN or infinity; the checkpoint is broken", kind="input")
     return model
 
@@ -214,9 +235,10 @@ def peak_device_bytes() -> int | None:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
-def run_scheme(job: dict[str, Any], part: dict[str, Any], *, samples: Samples | None, report: Report) -> None:
+def run_scheme(
+    job: dict[str, Any], part: dict[str, Any], *, samples: Samples | None, report: Report, stopwatch: Stopwatch
+) -> None:
     """Load, quantize and save for one scheme; the model is loaded anew, as quantizing changes it in place."""
-    stopwatch = Stopwatch()
     reset_peak_memory()
     report("loading", scheme=part["scheme"])
     set_seed(job["seed"])
@@ -263,19 +285,21 @@ def report_warnings(report: Report) -> None:
 
 def run(job: dict[str, Any], report: Report) -> None:
     """Do the whole job: tokenize once, then one scheme after the other."""
-    prepare_environment()
     begun_s = perf_counter()
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch({"libraries": round(process_time(), 3)})  # loaded in one thread while the job was made out
     with machine_errors(job):
         samples = load_samples(job, report=report) if job["calibration"] is not None else None
-        stopwatch.lap("tokenize")
         if samples is not None:
+            stopwatch.lap("tokenize")
             counts = {"n_samples": len(samples.ids), "n_tokens": samples.n_tokens, "n_cut": samples.n_cut}
             report("tokenized", **counts, is_plain_text=samples.is_plain_text, seconds_by_phase=stopwatch.seconds)
+            stopwatch = Stopwatch()
         report_warnings(report)
-        for part in job["schemes"]:
-            run_scheme(job, part, samples=samples, report=report)
-            forget_model()
+        for number, part in enumerate(job["schemes"]):
+            if number > 0:
+                forget_model()
+                stopwatch = Stopwatch()
+            run_scheme(job, part, samples=samples, report=report, stopwatch=stopwatch)
     report("done", seconds=round(perf_counter() - begun_s, 3), peak_memory_bytes=peak_memory_bytes())
 
 
@@ -316,4 +340,4 @@ def is_disk_or_memory(error: BaseException) -> str | None:
 
 
 if __name__ == "__main__":
-    run_worker(run)
+    run_worker(run, load_libraries)

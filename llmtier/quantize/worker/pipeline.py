@@ -18,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from llmtier.quantize.worker.finite import is_finite
 from llmtier.quantize.worker.layers import LayerStore, PartFacts
 from llmtier.quantize.worker.report import Report, WorkerError
 from llmtier.quantize.worker.spill import make_cache_class
@@ -251,7 +252,7 @@ def check_finite(outputs: dict[str, Any], *, n_layers: int, batch: int) -> None:
     import torch
 
     for value in outputs.values():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if isinstance(value, torch.Tensor) and not is_finite(value):
             raise WorkerError(
                 f"decoder layer {n_layers} of the model gives NaN or infinity on calibration batch {batch}; "
                 "the model overflows in its type (try the bf16 checkpoint) or its weights are broken",

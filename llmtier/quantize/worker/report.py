@@ -1,4 +1,4 @@
-"""How a worker talks to the command that started it: JSON lines out, and an end when the command ends."""
+"""How a worker talks to the command that started it: a job in, JSON lines out, and an end when the command ends."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from queue import SimpleQueue
 from typing import Any, NoReturn
 
 JOB_FOLLOWS = "-"
+"""The first argument where the job comes as the first line of standard input."""
+
 READ_BYTES = 65_536
 
 Report = Callable[..., None]
@@ -48,9 +50,9 @@ def listen_to_parent() -> "SimpleQueue[bytes]":
     def watch() -> None:
         text = b""
         while piece := os.read(0, READ_BYTES):  # unbuffered: a buffered reader would hold its lock at exit
-            is_first, text = b"\n" not in text, text + piece
-            if is_first and b"\n" in piece:
-                first_line.put(text.partition(b"\n")[0])
+            text += piece
+            if piece.endswith(b"\n"):  # nothing comes after the one line
+                first_line.put(text)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
