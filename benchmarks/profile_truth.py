@@ -71,9 +71,7 @@ def _sum_up(found: Sequence[truth_coefficients.CoefficientResult]) -> dict[str, 
         "error_max": {name: round(max(one.errors[name] for one in found), 4) for name in found[0].errors},
         "time_share": {name: round(share, 3) for name, share in found[0].shares.items()},
         "strangers_share_max": round(max(one.strangers_share for one in found), 4),
-        "held_out_mape": {
-            name: round(statistics.mean(one.mape[name] for one in found), 4) for name in found[0].mape
-        },
+        "held_out_mape": {name: round(statistics.mean(one.mape[name] for one in found), 4) for name in found[0].mape},
     }
 
 

@@ -46,7 +46,7 @@ CASES: dict[str, MockSettings] = {
     "8 sequences at most": _engine(0.02, 6e-5, 5e-4, 3e-6, noise=0.05, max_num_seqs=8),
     "under 1 request/s": _engine(0.3, 1e-3, 0.02, 2e-5, noise=0.05, max_num_seqs=16),
     "no noise": _engine(0.005, 1e-4, 3e-4, 1e-6),
-    "strong noise": _engine(0.005, 1e-4, 3e-4, 1e-6, noise=0.3),
+    "strong noise": _engine(0.005, 1e-4, 3e-4, 1e-6, noise=0.15),
 }
 
 
@@ -80,9 +80,7 @@ def measure_coefficients(job: tuple[str, int]) -> CoefficientResult:
         for spec in fit_specs(CONCURRENCY, n_requests=N_REQUESTS, seed=100 * seed + 50 * number)
         if isinstance(spec.shape, ClosedLoop)
     ]
-    fitted = [
-        _load(run, n_warmup=spec.warmup_requests, shape=spec.shape.label, seed=spec.seed) for run, spec in runs
-    ]
+    fitted = [_load(run, n_warmup=spec.warmup_requests, shape=spec.shape.label, seed=spec.seed) for run, spec in runs]
     mixed = scene.with_lengths(_lengths(regimes.mixed))
     model = fit_latency(fitted, _poisson(mixed, 1000 * seed + 1))
     held_out = [seen for load in _poisson(mixed, 1000 * seed + 2) for seen in observe(load)]

@@ -138,6 +138,7 @@ class LatencyModel:
         step: The step time.
         frontend_s: Of each request outside steps: network, tokenization, detokenization.
         frontend_s_per_token: Likewise per prompt token.
+        lag_s: From sending to the engine's scheduler; the rest of the frontend's time is ``frontend_s``.
         wait_share: Steps that an arrival waits for on a busy engine when it comes at a random moment: 0.5 for what is
             left of the running one, and what is above 0.5 for steps that the engine had already scheduled.
         max_batched_tokens: Prompt tokens that one step takes; ``None`` when unlimited or unknown.
@@ -161,6 +162,7 @@ class LatencyModel:
     max_batched_tokens: int | None = None
     max_sequences: int | None = None
     co_tenants: tuple[tuple[str, float], ...] = ()
+    lag_s: float = 0.0
 
     def ttft_s(self, state: LoadState, *, input_tokens: float) -> float:
         """Predict the time to the first token, without residual."""
@@ -232,13 +234,23 @@ class LatencyModel:
         return found
 
     def _running_s(self, state: LoadState) -> float:
-        """Return what is left of the step that runs at arrival; nothing runs on an idle engine."""
+        """Return how long it takes until a step begins that can take the request in.
+
+        An idle engine begins one when its scheduler sees the request. A busy one ends the running step first; a
+        request that comes to the scheduler after that waits for the next one as well.
+        """
         if state.n_in_flight == 0:
-            return 0.0
+            return self.lag_s
         step_s = self.running_step_s(state)
         if state.step_age_s is None:
-            return self.wait_share * step_s
-        return max(step_s - state.step_age_s, 0.0) + max(self.wait_share - 0.5, 0.0) * step_s
+            return self.wait_share * step_s + self.lag_s
+        left_s = max(step_s - state.step_age_s, 0.0)
+        ahead_s = max(self.wait_share - 0.5, 0.0) * step_s
+        if self.lag_s <= left_s:
+            return left_s + ahead_s
+        n_sequences = self._at_most_batch(state.n_decoding + state.n_joined)
+        next_s = self.step.step_s(n_sequences=n_sequences, kv_tokens=state.kv_tokens + state.joined_tokens)
+        return left_s + max(next_s, self.lag_s - left_s) + ahead_s
 
     def _slot_s(self, state: LoadState) -> float:
         """Return the wait for a place in the batch: one frees every (mean remaining output / n) steps."""

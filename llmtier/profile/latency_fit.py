@@ -32,6 +32,7 @@ _MIN_BUCKET = 100  # below it a 95 % quantile is hardly more than the largest va
 _MAX_BUCKETS = 4
 _OUTLIER = 4.0  # median absolute deviations
 _N_PASSES = 3
+_LAG_PARTS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +109,8 @@ def fit_latency(
         max_sequences=find_max_sequences(fit),
         co_tenants=tuple(zip(names, coefficients[len(STEP_COLUMNS) :], strict=True)),
     )
-    waiting = _fit_first_token(base, observations)
     judged = [seen for load in calibration for seen in observe(load)] or observations
+    waiting = _fit_first_token(base, observations)
     return replace(waiting, residuals=tuple(_residuals(waiting, judged)))
 
 
@@ -198,22 +199,38 @@ def _fit_trimmed(rows: StepRows) -> list[float]:
 
 
 def _fit_first_token(model: LatencyModel, observations: Sequence[Observation]) -> LatencyModel:
-    """Return the model with the frontend's time and the wait for the running step."""
-    known = [model.ttft_s(seen.state, input_tokens=seen.input_tokens) for seen in observations]
+    """Return the model with the frontend's time and the wait for a step.
+
+    The lag before the scheduler is tried in twentieths of what a lone request takes outside its step; the rest follows
+    by least squares. The lag with the least mean relative error stays.
+    """
+    alone = [
+        seen.ttft_s - model.ttft_s(seen.state, input_tokens=seen.input_tokens)
+        for seen in observations
+        if seen.state.n_in_flight == 0
+    ]
+    most_s = max(float(np.median(alone)), 0.0) if alone else 0.0
+    lags_s = sorted({most_s * part / _LAG_PARTS for part in range(_LAG_PARTS + 1)})
+    fits = [_fit_frontend(replace(model, lag_s=lag_s), observations) for lag_s in lags_s]
+    return min(fits, key=lambda fit: fit[0])[1]
+
+
+def _fit_frontend(model: LatencyModel, observations: Sequence[Observation]) -> tuple[float, LatencyModel]:
+    """Return the mean relative error of the best frontend for this lag, and the model with it."""
+    known = np.asarray([model.ttft_s(seen.state, input_tokens=seen.input_tokens) for seen in observations])
     steps = [0.0 if seen.state.n_in_flight == 0 else model.running_step_s(seen.state) for seen in observations]
     lengths = [float(seen.input_tokens) for seen in observations]
     design = np.column_stack([np.ones(len(known)), lengths, steps])
-    target = np.asarray([seen.ttft_s for seen in observations])
-    weights = 1.0 / np.maximum(target, 1e-6) ** 2
-    left = target - np.asarray(known)
+    target = np.maximum([seen.ttft_s for seen in observations], 1e-6)
+    left = target - known
     kept = np.ones(len(known), dtype=bool)
     found = np.zeros(3)
     for _ in range(_N_PASSES):
-        found = fit_nonnegative(design[kept], left[kept], weights[kept]).coefficients
-        kept = _is_near((left - design @ found) / np.maximum(target, 1e-6))
-    return replace(
-        model, frontend_s=float(found[0]), frontend_s_per_token=float(found[1]), wait_share=0.5 + float(found[2])
-    )
+        found = fit_nonnegative(design[kept], left[kept], 1.0 / target[kept] ** 2).coefficients
+        kept = _is_near((left - design @ found) / target)
+    error = float(np.abs((left - design @ found) / target).mean())
+    frontend_s, per_token_s, ahead = (float(value) for value in found)
+    return error, replace(model, frontend_s=frontend_s, frontend_s_per_token=per_token_s, wait_share=0.5 + ahead)
 
 
 def _residuals(model: LatencyModel, observations: Sequence[Observation]) -> Iterable[ResidualBucket]:

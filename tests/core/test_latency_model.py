@@ -228,6 +228,26 @@ def test_steps_scheduled_ahead_are_waited_for_whatever_the_age():
     assert pytest.approx(ahead.running_step_s(state)) == more_s
 
 
+def test_an_arrival_that_misses_the_next_step_waits_for_the_one_after():
+    """The scheduler sees a request ``lag_s`` after it was sent; a step that begins before that goes without it."""
+    model, state = make_model(lag_s=0.003), LoadState(n_decoding=2, kv_tokens=500)
+    running_s = model.running_step_s(state)
+    in_time = replace(state, step_age_s=running_s - 0.004)
+    missed = replace(state, step_age_s=running_s - 0.002)
+
+    assert pytest.approx(0.004) == model._running_s(in_time)
+    assert pytest.approx(0.002 + running_s) == model._running_s(missed)
+    assert pytest.approx(0.003) == model._running_s(LoadState())
+    assert pytest.approx(running_s / 2 + 0.003) == model._running_s(state)
+
+
+@given(st.floats(0, 0.05), st.floats(0, 0.1))
+def test_nobody_is_taken_in_before_the_scheduler_sees_it(lag_s, age_s):
+    state = LoadState(n_decoding=2, kv_tokens=500, step_age_s=age_s)
+
+    assert make_model(lag_s=lag_s)._running_s(state) >= lag_s - 1e-12
+
+
 def test_a_prompt_longer_than_a_step_takes_several():
     one, four = make_model(), make_model(max_batched_tokens=128)
     step_s = STEP.step_s(n_sequences=1, kv_tokens=512)

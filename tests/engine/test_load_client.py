@@ -196,9 +196,10 @@ async def test_streams_of_any_newline_and_comments_are_read(playback, newline):
     assert (None, "a") == (answer.failure, answer.completion.text)
 
 
-EVENTS = b"".join(
-    b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % number for number in range(6)
-) + b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":6}}\n\ndata: [DONE]\n\n'
+EVENTS = (
+    b"".join(b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % number for number in range(6))
+    + b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":6}}\n\ndata: [DONE]\n\n'
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -96,6 +96,25 @@ def test_frontend_time_is_told_apart_from_steps():
     )
 
 
+def test_the_lag_before_the_scheduler_is_told_from_the_rest_of_the_frontend():
+    """Requests reach the engine 6 ms after they were sent, a third of a step: those who come late miss a step."""
+    rng = np.random.default_rng(1)
+    slow = MockSettings(alpha_s=0.02, beta_s_per_token=1e-5, sequence_s=0.0, gamma_s_per_kv_token=0.0)
+    arrivals_s = np.cumsum(rng.exponential(0.2, 400))
+    run = simulate(slow, arrivals_s, rng.integers(16, 64, 400), rng.integers(8, 40, 400), rng)
+    samples = [
+        replace(
+            sample, row=replace(sample.row, sent_s=sample.row.sent_s - 0.006, scheduled_s=sample.row.sent_s - 0.006)
+        )
+        for sample in to_samples(run)
+    ]
+
+    model = fit_latency([load(samples)], [])
+
+    assert pytest.approx(0.006, abs=0.0015) == model.lag_s
+    assert 0.001 > model.frontend_s
+
+
 def test_domain_means_and_count_are_those_of_the_loads():
     loads = design(TRUTH, concurrency=(1, 3))
     seen = [one for each in loads for one in observe(each)]

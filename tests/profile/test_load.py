@@ -123,7 +123,10 @@ async def test_rows_hold_instants_counts_and_chunks(make_prompts):
 
 
 async def test_failures_are_rows_with_their_reason(make_prompts):
-    faults = (Fault(kind=FaultKind.ERROR, on_nth_request=2), Fault(kind=FaultKind.CUT, on_nth_request=3, after_tokens=1))
+    faults = (
+        Fault(kind=FaultKind.ERROR, on_nth_request=2),
+        Fault(kind=FaultKind.CUT, on_nth_request=3, after_tokens=1),
+    )
     async with engine(MockSettings(alpha_s=0.0, sequence_s=0.0, output_tokens=2, faults=faults)) as (_, client):
         progress = LoadProgress()
         result = await run_load(

@@ -130,7 +130,11 @@ def test_little_residual_of_a_simulated_run_is_small():
 def test_search_lands_at_the_saturation_rate(slowdown):
     """An SLO far above any unsaturated latency is first missed where the batch is always full; 1 request/s is no floor."""
     mock = MockSettings(
-        alpha_s=0.02 * slowdown, beta_s_per_token=6e-5 * slowdown, sequence_s=5e-4 * slowdown, noise=0.05, max_num_seqs=8
+        alpha_s=0.02 * slowdown,
+        beta_s_per_token=6e-5 * slowdown,
+        sequence_s=5e-4 * slowdown,
+        noise=0.05,
+        max_num_seqs=8,
     )
     capacity_rps = saturation_rps(mock)
 

@@ -127,8 +127,7 @@ def worker_script(folder: Path, body: str) -> tuple[str, ...]:
     script.write_text(
         f"import runpy, time\nfrom pathlib import Path\n"
         f"runpy.run_path({str(BOOTSTRAP)!r})['enter_package'](Path({str(BOOTSTRAP.parents[2])!r}))\n"
-        f"from llmtier.quantize.worker.finite import is_finite
-from llmtier.quantize.worker.report import JOB_FOLLOWS, WorkerError, run_worker\n"
+        f"from llmtier.quantize.worker.report import WorkerError, run_worker\n"
         f"def run(job, report):\n    {body}\nrun_worker(run)\n"
     )
     return (str(script),)
@@ -182,7 +181,9 @@ def test_libraries_are_loaded_before_the_job_is_known(tmp_path):
     os.mkfifo(loaded)
     [script] = worker_script(tmp_path, "report('got')")
     text = Path(script).read_text()
-    Path(script).write_text(text.replace("run_worker(run)", f"run_worker(run, lambda: Path({str(loaded)!r}).write_text('x'))"))
+    Path(script).write_text(
+        text.replace("run_worker(run)", f"run_worker(run, lambda: Path({str(loaded)!r}).write_text('x'))")
+    )
 
     with waiting_worker(python=Path(sys.executable), worker=(script,)) as worker:
         assert "x" == loaded.read_text()
