@@ -170,12 +170,12 @@ async def test_cancelled_request_is_aborted_in_the_engine():
     app = mock_app(MockSettings(alpha_s=0.01))
     async with running_app(app) as url, LoadClient(url) as client:
         task = asyncio.create_task(client.send(body_of(n_tokens=1000), path=CHAT))
-        while app.engine.n_running == 0:
+        while app.engine.n_running == 0:  # noqa: ASYNC110 - the mock tells nobody
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while app.engine.n_running:
+        while app.engine.n_running:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.001)
 
     assert 1 == app.engine.counters.finished["abort"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from llmtier.engine.mock import mock_app
 from llmtier.engine.mock_engine import MockEngine
@@ -23,6 +24,7 @@ class VirtualSelector(selectors.SelectSelector):
         super().__init__()
         self.time_s = 0.0
 
+    @override
     def select(self, timeout=None):
         self.time_s += timeout or 0.0
         return super().select(0)
@@ -35,6 +37,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.selector = VirtualSelector()
         super().__init__(self.selector)
 
+    @override
     def time(self) -> float:
         return self.selector.time_s
 

@@ -68,7 +68,7 @@ def saturation_rps(mock: MockSettings) -> float:
     ends_per_step = mock.max_num_seqs / answers.mean()
     prefill_s = mock.beta_s_per_token * sum(SHORT) / 2 * ends_per_step
     per_sequence_s = mock.sequence_s + mock.gamma_s_per_kv_token * held
-    return ends_per_step / (mock.alpha_s + prefill_s + per_sequence_s * mock.max_num_seqs)
+    return float(ends_per_step / (mock.alpha_s + prefill_s + per_sequence_s * mock.max_num_seqs))
 
 
 @pytest.mark.parametrize("error_share", [0.0, 0.03])
@@ -139,6 +139,7 @@ def test_search_lands_at_the_saturation_rate(slowdown):
     capacity_rps = saturation_rps(mock)
 
     async def measure_spec(spec: PointSpec) -> MeasuredPoint:
+        assert spec.shape.rate_rps is not None
         samples, point = measure(spec.shape.rate_rps, spec.n_sent, spec.seed, mock)
         return MeasuredPoint(spec=spec, key="", samples=tuple(samples), point=point, facts={})
 

@@ -44,7 +44,7 @@ ZEN4_CPU = Hardware(
 WORKER = """
 import json, os, pathlib, sys, time
 
-pathlib.Path({starts!r}).open("a").write(f"{{os.getpid()}}\n")
+pathlib.Path({starts!r}).open("a").write(f"{{os.getpid()}}\\n")
 job = json.loads(sys.stdin.readline() if sys.argv[1] == "-" else sys.argv[1])
 pathlib.Path({record!r}).open("a").write(json.dumps({{**job, "pid": os.getpid()}}) + "\\n")
 
