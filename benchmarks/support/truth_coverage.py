@@ -28,7 +28,7 @@ SCENE = Scene(
     ),
     lengths=Lengths(n_input=(32, 512), n_output=(4, 24)),
 )
-N_REQUESTS = 5000
+N_REQUESTS = 8000
 N_WARMUP = 50
 TWO_SIDED = ("ttft mean", "ttft p50", "e2el mean", "e2el p50")
 UPPER = ("ttft p95", "tpot p95", "e2el p95")

@@ -3,6 +3,7 @@
 Sends a handful of tiny requests before any load; writes nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmtier.core.errors import EngineRequestError, InputFileError
@@ -12,6 +13,9 @@ from llmtier.profile.synthetic import PROBE_WORDS, WordBudget, fit_word_budget, 
 from llmtier.profile.workload import RequestStyle, WorkItem, encode
 
 _EXACT_TOKENS = 3
+_SHORT_PROBES = (1, 4, 8, 12)
+_LEAST_PROBES = 2
+_BAD_REQUEST = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +39,37 @@ async def probe_engine(client: LoadClient, model_name: str, *, seed: int) -> Eng
         InputFileError: It reports no usage, or none that grows with the prompt: no length can be asked for.
     """
     style = await _find_style(client, model_name, seed=seed)
-    probes = []
-    for n_words in PROBE_WORDS:
-        answer = await _ask(client, model_name, probe_item(n_words, seed=seed, style=style))
-        if answer.failure is not None:
-            raise EngineRequestError(f"a probe of {n_words} words failed: {answer.failure}", status=answer.status)
-        if answer.completion.n_input_tokens is None:
-            raise InputFileError("the engine reports no usage, so prompts of asked lengths cannot be made for it")
-        probes.append((n_words, answer.completion.n_input_tokens))
+    probes = await _count(client, model_name, PROBE_WORDS, seed=seed, style=style)
+    if len(probes) < len(PROBE_WORDS):  # its context is too short for them, as that of a tiny model
+        probes = await _count(client, model_name, _SHORT_PROBES, seed=seed, style=style)
+    if len(probes) < _LEAST_PROBES:
+        raise EngineRequestError(f"the engine refuses a prompt of {_SHORT_PROBES[len(probes)]} words")
     try:
         return EngineManners(style=style, budget=fit_word_budget(probes))
     except ValueError as exc:
         raise InputFileError(str(exc)) from exc
+
+
+async def _count(
+    client: LoadClient, model_name: str, lengths: Sequence[int], *, seed: int, style: RequestStyle
+) -> list[tuple[int, int]]:
+    """Return (words sent, tokens counted) of each probe, up to the first that the engine refuses as a bad request.
+
+    Raises:
+        EngineRequestError: A probe failed otherwise.
+        InputFileError: The engine reports no usage.
+    """
+    counted: list[tuple[int, int]] = []
+    for n_words in lengths:
+        answer = await _ask(client, model_name, probe_item(n_words, seed=seed, style=style))
+        if answer.status == _BAD_REQUEST:
+            break
+        if answer.failure is not None:
+            raise EngineRequestError(f"a probe of {n_words} words failed: {answer.failure}", status=answer.status)
+        if answer.completion.n_input_tokens is None:
+            raise InputFileError("the engine reports no usage, so prompts of asked lengths cannot be made for it")
+        counted.append((n_words, answer.completion.n_input_tokens))
+    return counted
 
 
 async def _find_style(client: LoadClient, model_name: str, *, seed: int) -> RequestStyle:

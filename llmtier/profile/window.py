@@ -2,9 +2,9 @@
 
 Reads the requests of one point, returns which of them count and since when; computes no latency
 percentile and judges no other gate. The start is MSER-5's, the later of TTFT and E2EL, where what
-lies before it surely differs. The end is
-the schedule of the oldest request that was still on the engine when the load began to fall: so
-every counted request lived under full load, and none is left out for being long.
+lies before it surely differs. The end is the schedule of the oldest request that was still on the
+engine when the load began to fall: so every counted request lived under full load, and none is left
+out for being long.
 """
 
 import math

@@ -40,7 +40,13 @@ def folder(tmp_path):
         "evaluation": "evaluation.jsonl",
         "policy": "policy.json",
         "tiers": tiers,
-        "load": {"concurrency": [1, 8], "requests_per_point": 16, "warmup_requests": 2, "max_tokens": 64},
+        "load": {
+            "concurrency": [1, 8],
+            "requests_per_point": 48,
+            "warmup_requests": 8,
+            "max_tokens": 64,
+            "latency_model": False,
+        },
         "gateway": {"log_dir": "traffic"},
     }
     (tmp_path / "llmtier.yaml").write_text(json.dumps(config))

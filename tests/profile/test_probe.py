@@ -157,3 +157,14 @@ async def test_two_engines_are_asked_the_same_under_one_seed():
         asked.append(script.asked)
 
     assert asked[0] == asked[1] != asked[2]
+
+
+async def test_short_context_is_probed_with_short_prompts():
+    found = await probe(MockSettings(alpha_s=0.0, sequence_s=0.0, context_tokens=32))
+
+    assert pytest.approx(1.0) == found.budget.tokens_per_word
+
+
+async def test_engine_without_room_for_two_lengths_is_refused():
+    with pytest.raises(EngineRequestError, match="refuses a prompt of 4 words"):
+        await probe(MockSettings(alpha_s=0.0, sequence_s=0.0, context_tokens=4))
