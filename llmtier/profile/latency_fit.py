@@ -19,7 +19,7 @@ from llmtier.core.latency_model import DomainBox, LatencyModel, LoadState, Metri
 from llmtier.profile.ledger_view import rebuild_states
 from llmtier.profile.sample import RequestSample
 from llmtier.profile.step_rows import STEP_COLUMNS, BusyTimes, StepRows, step_rows
-from llmtier.stats.nonnegative import fit_nonnegative
+from llmtier.stats.nonnegative import NonnegativeFit, fit_nonnegative
 
 Array = NDArray[np.float64]
 
@@ -32,6 +32,8 @@ _MIN_BUCKET = 100  # below it a 95 % quantile is hardly more than the largest va
 _MAX_BUCKETS = 4
 _OUTLIER = 4.0  # median absolute deviations
 _N_PASSES = 3
+_ATTENTION, _SEQUENCES = STEP_COLUMNS.index("attention_s_per_token2"), STEP_COLUMNS.index("sequence_s")
+_SURE = 3.0  # standard errors
 _LAG_PARTS = 20
 
 
@@ -187,15 +189,36 @@ def _stack(rows: Sequence[StepRows]) -> StepRows:
 
 
 def _fit_trimmed(rows: StepRows) -> list[float]:
-    """Fit relative errors; leave out, twice, what lies far off: an interval in which the machine did something else."""
+    """Fit relative errors; leave out, again and again, what lies far off: steps in which the machine did something else.
+
+    Errors are relative to what the fit of before says: relative to the measured time itself, a step that
+    happened to be short would count for more, and every coefficient would come out low.
+    """
     kept = rows.target_s > 0
-    coefficients = np.zeros(rows.design.shape[1])
+    expected_s = np.where(kept, rows.target_s, 1.0)
+    used = np.ones(rows.design.shape[1], dtype=bool)
+    coefficients = np.zeros(used.size)
     for _ in range(_N_PASSES):
-        found = fit_nonnegative(rows.design[kept], rows.target_s[kept], 1.0 / rows.target_s[kept] ** 2)
-        coefficients = found.coefficients
-        errors = rows.design @ coefficients / np.maximum(rows.target_s, 1e-9) - 1.0
-        kept = (rows.target_s > 0) & _is_near(errors)
+        found = fit_nonnegative(rows.design[np.ix_(kept, used)], rows.target_s[kept], 1.0 / expected_s[kept] ** 2)
+        coefficients[:] = 0.0
+        coefficients[used] = found.coefficients
+        used[_ATTENTION] &= _is_sure_of_attention(found, used, rows)
+        expected_s = np.maximum(rows.design @ coefficients, 1e-9)
+        kept = (rows.target_s > 0) & _is_near(rows.target_s / expected_s - 1.0)
     return [float(value) for value in coefficients]
+
+
+def _is_sure_of_attention(found: NonnegativeFit, used: NDArray[np.bool_], rows: StepRows) -> bool:
+    """Tell whether prefill attention is more than noise; if not, it would take its share from the prompt's tokens.
+
+    Every sequence of a step has a row of that step, so the rows are worth fewer than they are.
+    """
+    if not used[_ATTENTION] or found.covariance is None:
+        return False
+    place = int(used[:_ATTENTION].sum())
+    n_sequences = max(float(rows.design[:, _SEQUENCES].sum() / rows.design[:, 0].sum()), 1.0)
+    error = math.sqrt(float(found.covariance[place, place]) * n_sequences)
+    return float(found.coefficients[place]) > _SURE * error
 
 
 def _fit_first_token(model: LatencyModel, observations: Sequence[Observation]) -> LatencyModel:
