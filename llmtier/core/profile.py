@@ -15,7 +15,8 @@ class LoadPoint:
         concurrency: Requests kept in flight by a closed loop; ``None`` for any other shape.
         n_ok: Requests of the window that answered.
         n_failed: Requests of the whole point, warm-up left out, that did not; they count in no latency.
-        duration_s: Length of the window: first counted send to last counted completion.
+        duration_s: Answers over throughput of the window, where a request that began before it or ended after it counts
+            by the share of its time inside; in profiles of older versions first send to last completion.
         ttft_p50_s: Median of ``RequestTiming.ttft_s``; likewise ``p95`` and the other metrics.
         mean_input_tokens: Over the answered requests; likewise ``mean_output_tokens``.
         shape: Label of the load shape, such as ``closed:4`` or ``poisson:2.5``; "" in profiles of older versions.

@@ -25,7 +25,7 @@ class Limits:
 
     Attributes:
         schedule_delay_s: Most that the 99th percentile of sent minus scheduled may be.
-        delay_share: Or this share of the median TTFT where that is more: late by a hundredth is not late.
+        delay_share: Or this share of the median TTFT where that is more (docs/decisions/008).
         rate_share: Least of the scheduled rate that must have been sent.
         failed_share: Most requests that may fail or lack usage.
         little: Most that the residual of Little's law may be, besides the requests cut by the window's edges.
