@@ -112,7 +112,7 @@ def _find_start(samples: Sequence[RequestSample]) -> tuple[int, str | None]:
         start = mser5_start(series)
         if start is None:
             middle = series.size // 2
-            if not _is_apart(series, middle):  # of noise alone MSER-5 finds no cut in one short series of five
+            if not _is_apart(series, middle):  # of noise alone, MSER-5 finds no cut in 16 % of series of 40, 7 % of 60
                 starts.append(0)
                 continue
             early, late = float(series[:middle].mean()), float(series[middle:].mean())

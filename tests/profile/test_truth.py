@@ -101,15 +101,14 @@ def test_upper_bounds_hold_the_truth_of_a_long_run():
     rate_rps = 0.5 * saturation_rps(ENGINE)
     long = open_run(rate_rps, 60_000, seed=999)
     truth_s = {name: float(np.quantile(getattr(long, name), 0.95)) for name in ("ttft_s", "e2el_s")}
-    points = [measure(rate_rps, 1250, seed)[1] for seed in range(40)]
+    points = [measure(rate_rps, 5000, seed)[1] for seed in range(40)]
 
     bounds = [(point.ttft_p95_high_s, truth_s["ttft_s"]) for point in points]
     bounds += [(point.e2el_p95_high_s, truth_s["e2el_s"]) for point in points]
     given = [(bound, truth) for bound, truth in bounds if bound is not None]
-    assert 70 <= len(given)
+    assert 76 <= len(given)
     assert 0.9 <= sum(bound >= truth for bound, truth in given) / len(given)
-    # 1.6 on average with 1,250 requests: the correlation of a queue costs most of them. A bound that is never near would always hold.
-    assert np.mean([bound / truth for bound, truth in given]) < 2.0
+    assert np.mean([bound / truth for bound, truth in given]) < 1.35  # a bound that is never near would always hold
 
 
 def test_overload_is_invalid_and_half_load_is_not():
