@@ -1,5 +1,6 @@
 """Prompts and what came of them: messages, logged prompts, outcomes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -93,8 +94,23 @@ class LabelledPrompt:
         prompt: What was asked.
         scores: Tier name to score in [0, 1]; a tier without a score is absent.
         output_tokens: Tier name to output tokens; may lack tiers.
+        weight: How many prompts of the traffic the row stands for: one over the probability with which it was drawn.
+        rating: The complexity that a self-assessing engine gave, in [0, 10]; ``None`` when not asked or not understood.
+        confidences: Tier name to the mean log probability of its answer's tokens; may lack tiers.
+
+    Raises:
+        ValueError: The weight is not positive and finite, or the rating is out of range.
     """
 
     prompt: Prompt
     scores: Mapping[str, float]
     output_tokens: Mapping[str, int] = field(default_factory=dict)
+    weight: float = 1.0
+    rating: float | None = None
+    confidences: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.weight < math.inf:
+            raise ValueError(f"prompt {self.prompt.id}: weight must be positive and finite, got {self.weight}")
+        if self.rating is not None and not 0.0 <= self.rating <= 10.0:
+            raise ValueError(f"prompt {self.prompt.id}: rating must lie in [0, 10], got {self.rating}")

@@ -14,6 +14,7 @@ from llmtier.core.prompt import Prompt
 from llmtier.score.features import log_length
 from llmtier.score.linear import fit_linear, load_linear
 from llmtier.score.recipe import Matrix, Recipe, as_matrix, decode_state, logit, mean_scores
+from llmtier.score.signals import Signals
 
 
 class _RandomState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -118,15 +119,15 @@ def _shrunken_means(labels: Matrix, scores: Matrix, n_domains: int) -> Matrix:
     return np.asarray((sums + weight * overall) / (counts + weight), dtype=np.float64)
 
 
-def _last_text(prompt: Prompt) -> str:
+def _last_text(prompt: Prompt, _signals: Signals) -> str:
     return prompt.last_user_text
 
 
-def _domain(prompt: Prompt) -> str | None:
+def _domain(prompt: Prompt, _signals: Signals) -> str | None:
     return prompt.domain
 
 
-def _length(prompt: Prompt) -> Matrix:
+def _length(prompt: Prompt, _signals: Signals) -> Matrix:
     return np.array([log_length(prompt.last_user_text)])
 
 

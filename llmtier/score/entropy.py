@@ -11,6 +11,7 @@ from llmtier.core.prompt import Prompt
 from llmtier.score.features import char_entropy_bits, cut_text, find_markers
 from llmtier.score.linear import fit_linear, load_linear
 from llmtier.score.recipe import Matrix, Recipe
+from llmtier.score.signals import Signals
 
 MARKER_BITS = 1.0
 """What each marker adds to the complexity; a start, which the fit moves."""
@@ -21,7 +22,7 @@ def complexity(text: str) -> float:
     return float(_extract_text(text)[0])
 
 
-def _extract(prompt: Prompt) -> Matrix:
+def _extract(prompt: Prompt, _signals: Signals) -> Matrix:
     """Return (complexity, code, JSON, mathematics), shape (4,)."""
     return _extract_text(prompt.last_user_text)
 

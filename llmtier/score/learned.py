@@ -19,6 +19,7 @@ from llmtier.core.prompt import Prompt
 from llmtier.score.features import N_BUCKETS, N_NUMERIC, TextFeatures, extract_text
 from llmtier.score.linear import standardisation
 from llmtier.score.recipe import Matrix, Recipe, as_matrix, decode_state, fit_tiers
+from llmtier.score.signals import Signals
 from llmtier.stats.logistic import LogisticFit
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     domain_weights: dict[str, list[float]]
 
 
-def extract_prompt(prompt: Prompt) -> PromptFeatures:
+def extract_prompt(prompt: Prompt, _signals: Signals) -> PromptFeatures:
     """Read the last user turn and the domain."""
     return PromptFeatures(text=extract_text(prompt.last_user_text), domain=prompt.domain)
 

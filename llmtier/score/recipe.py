@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llmtier.core.errors import InputFileError
 from llmtier.core.prompt import Prompt
+from llmtier.score.signals import Signal, Signals
 from llmtier.stats.logistic import Design, LogisticFit, fit_logistic
 
 Matrix = NDArray[np.float64]
@@ -40,17 +41,19 @@ class Recipe(Generic[Features]):
 
     Attributes:
         kind: Its name in a policy.
-        extract: Features of one prompt.
+        extract: Features of one prompt and its signals.
+        reads: The signals it makes use of.
         fit: (features of n rows, scores of shape (n, n_tiers) with NaN where unknown, seed) -> model.
         load: The inverse of ``Model.to_bytes``.
         is_calibrated: Whether Platt's calibration follows; it would flatten a deliberately random scorer.
     """
 
     kind: str
-    extract: Callable[[Prompt], Features]
+    extract: Callable[[Prompt, Signals], Features]
     fit: Callable[[Sequence[Features], Matrix, int], Model[Features]]
     load: Callable[[bytes], Model[Features]]
     is_calibrated: bool = True
+    reads: frozenset[Signal] = frozenset()
 
 
 def fit_tiers(design: Design, scores: Matrix) -> list[LogisticFit]:

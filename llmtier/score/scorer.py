@@ -19,6 +19,7 @@ from llmtier.score.controls import DOMAIN_MEAN, LENGTH, RANDOM
 from llmtier.score.entropy import ENTROPY
 from llmtier.score.learned import LEARNED
 from llmtier.score.recipe import Features, Matrix, Model, Recipe, decode_state
+from llmtier.score.signals import NO_SIGNALS, Signal, Signals
 from llmtier.stats.logistic import Platt, platt
 
 SCHEMA_VERSION = 1
@@ -44,7 +45,12 @@ class Scorer(Protocol):
         """The tiers it knows, in the order of the fit."""
         ...
 
-    def probabilities(self, prompt: Prompt) -> dict[str, float]:
+    @property
+    def reads(self) -> frozenset[Signal]:
+        """The signals it makes use of; without them it falls back."""
+        ...
+
+    def probabilities(self, prompt: Prompt, signals: Signals = NO_SIGNALS) -> dict[str, float]:
         """Return tier name to P(correct), each in [0, 1]."""
         ...
 
@@ -87,9 +93,14 @@ class FittedScorer(Generic[Features]):
         """Name of the recipe."""
         return self.recipe.kind
 
-    def probabilities(self, prompt: Prompt) -> dict[str, float]:
+    @property
+    def reads(self) -> frozenset[Signal]:
+        """The signals it makes use of."""
+        return self.recipe.reads
+
+    def probabilities(self, prompt: Prompt, signals: Signals = NO_SIGNALS) -> dict[str, float]:
         """Return tier name to P(correct), each in [0, 1]."""
-        calibrated = _calibrate(self.model.logits(self.recipe.extract(prompt)), self.calibration)
+        calibrated = _calibrate(self.model.logits(self.recipe.extract(prompt, signals)), self.calibration)
         return dict(zip(self.tiers, calibrated.tolist(), strict=True))
 
     def to_bytes(self) -> bytes:
@@ -104,23 +115,44 @@ class FittedScorer(Generic[Features]):
         return msgspec.json.encode(state)
 
 
-def fit_scorer(kind: str, labelled: Sequence[LabelledPrompt], tiers: Sequence[str], *, seed: int) -> Scorer:
-    """Fit a scorer on labelled prompts.
+def fit_scorer(
+    kind: str,
+    labelled: Sequence[LabelledPrompt],
+    tiers: Sequence[str],
+    *,
+    seed: int,
+    signals: Sequence[Signals] | None = None,
+) -> Scorer:
+    """Fit a scorer on labelled prompts; the arguments are those of ``fit_out_of_fold``.
 
     Raises:
         UsageError: When the kind is unknown or no tier is named.
         InputFileError: When a tier has too few scores.
     """
-    return fit_out_of_fold(kind, labelled, tiers, seed=seed)[0]
+    return fit_out_of_fold(kind, labelled, tiers, seed=seed, signals=signals)[0]
 
 
-def fit_out_of_fold(
-    kind: str, labelled: Sequence[LabelledPrompt], tiers: Sequence[str], *, seed: int, folds: int = 5
+def fit_out_of_fold(  # one call, named arguments
+    kind: str,
+    labelled: Sequence[LabelledPrompt],
+    tiers: Sequence[str],
+    *,
+    seed: int,
+    folds: int = 5,
+    signals: Sequence[Signals] | None = None,
 ) -> tuple[Scorer, NDArray[np.float64]]:
     """Fit a scorer, and predict each row by a model that did not see it.
 
     Identical texts share a fold. The two numbers of a tier's calibration are fitted on all
     out-of-fold logits, so the returned probabilities are out of fold but for those.
+
+    Args:
+        kind: One of ``KINDS``.
+        labelled: The rows.
+        tiers: Columns of the result.
+        seed: Of the folds and of what a recipe draws.
+        folds: How many.
+        signals: Of each row; ``None`` leaves their ratings alone.
 
     Returns:
         The scorer fitted on all rows, and P(correct) out of fold, shape (n, n_tiers).
@@ -130,9 +162,10 @@ def fit_out_of_fold(
         InputFileError: When a tier has too few scores.
     """
     recipe = _find_recipe(kind)
+    given = [Signals(rating=item.rating) for item in labelled] if signals is None else signals
     scores = score_matrix(labelled, tiers)
     _check_labels(scores, tiers)
-    rows = [recipe.extract(item.prompt) for item in labelled]
+    rows = [recipe.extract(item.prompt, item_signals) for item, item_signals in zip(labelled, given, strict=True)]
     fold_of_row = assign_folds([item.prompt.last_user_text for item in labelled], seed=seed, folds=folds)
     if not fold_of_row.any():
         raise InputFileError("all labelled prompts have the same text; a scorer needs different ones")
