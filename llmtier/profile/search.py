@@ -64,9 +64,11 @@ class SearchPlan:
         min_rps: Lowest rate to try; likewise ``max_rps``, such as the client's own limit.
         max_gap: Ends when the rate that does not meet is within this share of the one that does.
         max_probes: Rates measured at most.
+        confirmations: How often each end of the final bracket is measured at least: near saturation one run's
+            95th percentile says little. An end that the others contradict moves, and the search goes on.
 
     Raises:
-        ValueError: Unless 0 < min_rps <= start_rps <= max_rps, max_gap > 0 and max_probes >= 1.
+        ValueError: Unless 0 < min_rps <= start_rps <= max_rps, max_gap > 0, max_probes >= 1 and confirmations >= 1.
     """
 
     def __init__(
@@ -75,16 +77,20 @@ class SearchPlan:
         *,
         min_rps: float | None = None,
         max_rps: float = math.inf,
-        max_gap: float = 0.05,
+        max_gap: float = 0.03,
         max_probes: int = 24,
+        confirmations: int = 2,
     ) -> None:
         self._min_rps = start_rps / 1024 if min_rps is None else min_rps
-        if not (0 < self._min_rps <= start_rps <= max_rps and max_gap > 0 and max_probes >= 1):
-            raise ValueError("a search needs 0 < min_rps <= start_rps <= max_rps, max_gap > 0 and max_probes >= 1")
+        if not (0 < self._min_rps <= start_rps <= max_rps and max_gap > 0 and max_probes >= 1 and confirmations >= 1):
+            raise ValueError(
+                "a search needs 0 < min_rps <= start_rps <= max_rps, max_gap > 0, max_probes >= 1 and confirmations >= 1"
+            )
         self._start_rps = start_rps
         self._max_rps = max_rps
         self._max_gap = max_gap
         self._max_probes = max_probes
+        self._confirmations = confirmations
         self._probes: list[_Probe] = []
         self._widths: list[float] = []  # log(high / low) before each probe inside the bracket
 
@@ -99,7 +105,7 @@ class SearchPlan:
             return min(max(probe.rate_rps for probe in self._probes) * _FACTOR, self._max_rps)
         if low is None:
             return max(min(probe.rate_rps for probe in self._probes) / _FACTOR, self._min_rps)
-        return self._inside(low, high)
+        return self._inside(low, high) if self._is_open(low, high) else self._least_measured(low, high)
 
     def note(self, rate_rps: float, *, meets: bool, margin: float | None) -> None:
         """Take in what a rate did.
@@ -116,7 +122,7 @@ class SearchPlan:
         if not (0 < rate_rps < math.inf and (margin is None or margin >= 0)):
             raise ValueError(f"a probe needs a positive rate and margin, got {rate_rps} and {margin}")
         low, high = self._bracket()
-        if low is not None and high is not None:
+        if low is not None and high is not None and self._is_open(low, high):
             self._widths.append(math.log(high / low))
         self._probes.append(_Probe(rate_rps=rate_rps, log_ratio=_log_ratio(meets=meets, margin=margin)))
 
@@ -131,13 +137,28 @@ class SearchPlan:
 
     def _end(self) -> SearchEnd | None:
         low, high = self._bracket()
-        if low is not None and high is not None and high / low - 1 < self._max_gap:
+        if low is not None and high is not None and self._is_confirmed(low, high):
             return SearchEnd.CLOSED
         if high is None and low is not None and low >= self._max_rps:
             return SearchEnd.ALL_MET
         if low is None and high is not None and high <= self._min_rps:
             return SearchEnd.NONE_MET
         return SearchEnd.BUDGET if len(self._probes) >= self._max_probes else None
+
+    def _is_open(self, low: float, high: float) -> bool:
+        return high / low - 1 >= self._max_gap
+
+    def _is_confirmed(self, low: float, high: float) -> bool:
+        if self._is_open(low, high):
+            return False
+        return self._n_at(self._least_measured(low, high)) >= self._confirmations
+
+    def _least_measured(self, low: float, high: float) -> float:
+        """Return the end of the bracket that was measured least often."""
+        return min(low, high, key=self._n_at)
+
+    def _n_at(self, rate_rps: float) -> int:
+        return sum(probe.rate_rps == rate_rps for probe in self._probes)
 
     def _fit(self) -> list[_Probe]:
         """Return each measured rate, ascending, with the isotonic fit of its log ratio."""
