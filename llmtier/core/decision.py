@@ -17,6 +17,7 @@ class MissReason(StrEnum):
     NO_PROFILE = "no_profile"
     STALE_PROFILE = "stale_profile"
     SATURATED = "saturated"
+    RULE = "rule"
 
 
 class Fallback(StrEnum):
@@ -32,6 +33,7 @@ class Reason(StrEnum):
 
     CHEAPEST_FEASIBLE = "cheapest_feasible"
     PINNED = "pinned"
+    RULE = "rule"
     FALLBACK = "fallback"
     REJECTED = "rejected"
 
@@ -91,9 +93,18 @@ class Miss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The tier that serves, why, and every miss of the others; ``tier`` is ``None`` when rejected."""
+    """The tier that serves, why, and every miss of the others.
+
+    Attributes:
+        tier: Who serves; ``None`` when rejected.
+        reason: Why.
+        offers: Of every tier that was looked at.
+        misses: Of all offers.
+        rule: Name of the user's rule that held, whether or not it changed the choice; ``None`` without one.
+    """
 
     tier: str | None
     reason: Reason
     offers: tuple[Offer, ...] = ()
     misses: tuple[Miss, ...] = ()
+    rule: str | None = None

@@ -185,20 +185,22 @@ class LatencyModel:
             state.kv_tokens, min(state.kv_tokens + state.prefill_tokens, context * self._at_most_others(math.inf))
         )
         slowdown = self._slowdown(state)
-        step_s = self.step.step_s(n_sequences=n_now + 1, kv_tokens=kv_now + input_tokens) * slowdown
+        step = self.step
+        step_s = step.step_s(n_sequences=n_now + 1, kv_tokens=kv_now + input_tokens) * slowdown
+        joining_s = self._prefill_s(mean_in) * slowdown  # what one prompt of another adds to its step
+        most_joining_s = self._most_arriving(mean_out) * joining_s if joining_s > 0 else 0.0
+        now = _relaxation(max(output_tokens - 1, 1.0) / max(mean_out, 1.0))
+        own_kv_tokens = input_tokens + output_tokens / 2
         for _ in range(_FIXED_POINT_STEPS):
             n_mean = n_now if state.arrival_rps is None else self._mean_in_flight(state.arrival_rps, mean_out, step_s)
-            now = _relaxation(max(output_tokens - 1, 1.0) / max(mean_out, 1.0))
             n_others = n_mean + (n_now - n_mean) * now
             kv_others = context * n_mean + (kv_now - context * n_mean) * now
-            alone_s = slowdown * self.step.step_s(
-                n_sequences=1 + n_others, kv_tokens=input_tokens + output_tokens / 2 + kv_others
-            )
-            n_arriving = n_others / max(mean_out, 1.0)
-            others_s = self._prefill_of_others_s(
-                state, alone_s, mean_in=mean_in, n_arriving=n_arriving, most_arriving=self._most_arriving(mean_out)
-            )
-            step_s = alone_s + others_s
+            alone_s = slowdown * step.step_s(n_sequences=1 + n_others, kv_tokens=own_kv_tokens + kv_others)
+            if state.arrival_rps is None:  # as many arrive as end
+                step_s = alone_s + n_others / max(mean_out, 1.0) * joining_s
+            else:
+                share = min(state.arrival_rps * joining_s, 1.0 - _LEAST_FREE_SHARE)
+                step_s = alone_s + min(alone_s * share / (1.0 - share), most_joining_s)
         return step_s
 
     def e2el_s(self, state: LoadState, *, input_tokens: float, output_tokens: float) -> float:
@@ -272,26 +274,6 @@ class LatencyModel:
     def _at_most_batch(self, n: float) -> float:
         return n if self.max_sequences is None else min(n, float(self.max_sequences))
 
-    def _prefill_of_others_s(
-        self, state: LoadState, alone_s: float, *, mean_in: float, n_arriving: float, most_arriving: float
-    ) -> float:
-        """Return what the prefill of others adds to a step on average.
-
-        Args:
-            state: The load at arrival.
-            alone_s: The step without it.
-            mean_in: Mean prompt.
-            n_arriving: Requests that arrive in a step when as many arrive as end.
-            most_arriving: Requests that can join in a step at most; infinite without a limit.
-        """
-        prefill_s = self._prefill_s(mean_in) * self._slowdown(state)
-        if prefill_s == 0.0:  # and perhaps no limit: zero times infinity is no number
-            return 0.0
-        if state.arrival_rps is None:
-            return n_arriving * prefill_s
-        share = min(state.arrival_rps * prefill_s, 1.0 - _LEAST_FREE_SHARE)
-        return min(alone_s * share / (1.0 - share), most_arriving * prefill_s)
-
     def _prefill_s(self, tokens: float) -> float:
         return self.step.prefill_s_per_token * tokens + self.step.attention_s_per_token2 * tokens**2 / 2
 
@@ -300,6 +282,8 @@ class LatencyModel:
 
     def _slowdown(self, state: LoadState) -> float:
         """Return by how much the other tiers on the device stretch a step."""
+        if not state.co_tenants:
+            return 1.0
         cost = dict(self.co_tenants)
         lost = sum(cost.get(name, 0.0) * busy for name, busy in state.co_tenants)
         return 1.0 / max(1.0 - lost, _LEAST_FREE_SHARE)

@@ -69,6 +69,11 @@ class Outcome:
         n_input_tokens: As the engine reports; likewise ``n_output_tokens``.
         ttft_s: Time to first token; likewise ``e2el_s``.
         error: Why the request failed; ``None`` when it did not.
+        mean_logprob: Mean natural log probability of the answer's tokens, at most 0; ``None`` when the engine gave none.
+        min_logprob: The least of them.
+
+    Raises:
+        ValueError: The score is out of range.
     """
 
     prompt_id: str
@@ -80,6 +85,8 @@ class Outcome:
     ttft_s: float | None = None
     e2el_s: float | None = None
     error: str | None = None
+    mean_logprob: float | None = None
+    min_logprob: float | None = None
 
     def __post_init__(self) -> None:
         if self.score is not None and not 0.0 <= self.score <= 1.0:

@@ -1,6 +1,6 @@
 """What one request needs: latency limits, an accuracy floor, and what it may cost."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,14 @@ class Requirement:
     usd: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in (
+            ("ttft_s", self.ttft_s),
+            ("tpot_s", self.tpot_s),
+            ("e2el_s", self.e2el_s),
+            ("accuracy", self.accuracy),
+            ("context_tokens", self.context_tokens),
+            ("usd", self.usd),
+        ):
             if value is not None and not value >= 0:  # also refuses NaN
                 raise ValueError(f"{name} must be >= 0, got {value}")
         if self.accuracy is not None and not self.accuracy <= 1:

@@ -6,18 +6,29 @@ offers does not matter.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from llmtier.core.decision import Decision, Fallback, Miss, MissReason, Offer, Reason
 from llmtier.core.requirement import Requirement
 
 
 def decide(
-    requirement: Requirement, offers: Iterable[Offer], *, fallback: Fallback = Fallback.MOST_ACCURATE
+    requirement: Requirement,
+    offers: Iterable[Offer],
+    *,
+    fallback: Fallback = Fallback.MOST_ACCURATE,
+    barred: Collection[str] = (),
 ) -> Decision:
-    """Choose among ``offers``; tell every reason against each tier that could not be taken."""
+    """Choose among ``offers``; tell every reason against each tier that could not be taken.
+
+    Args:
+        requirement: What the request needs.
+        offers: One a tier.
+        fallback: What happens when no tier meets the need.
+        barred: Tiers that a rule of the user's forbids; the fallback takes one only when no other can be reached.
+    """
     candidates = tuple(sorted(offers, key=lambda offer: offer.tier))
-    misses = tuple(miss for offer in candidates for miss in find_misses(requirement, offer))
+    misses = tuple(miss for offer in candidates for miss in find_misses(requirement, offer, barred))
     refused = {miss.tier for miss in misses}
     feasible = [offer for offer in candidates if offer.tier not in refused]
     if feasible:
@@ -31,8 +42,10 @@ def pin(tier: str, offers: Iterable[Offer] = ()) -> Decision:
     return Decision(tier=tier, reason=Reason.PINNED, offers=tuple(offers))
 
 
-def find_misses(requirement: Requirement, offer: Offer) -> Iterator[Miss]:
-    """Yield each limit that ``offer`` does not meet."""
+def find_misses(requirement: Requirement, offer: Offer, barred: Collection[str] = ()) -> Iterator[Miss]:
+    """Yield each limit that ``offer`` does not meet; to be barred by a rule counts as one."""
+    if offer.tier in barred:
+        yield Miss(tier=offer.tier, reason=MissReason.RULE)
     if not offer.is_healthy:
         yield Miss(tier=offer.tier, reason=MissReason.UNHEALTHY)
     if offer.unusable is not None:
@@ -58,7 +71,9 @@ def find_misses(requirement: Requirement, offer: Offer) -> Iterator[Miss]:
 
 def _fall_back(offers: tuple[Offer, ...], misses: tuple[Miss, ...], fallback: Fallback) -> Decision:
     hopeless = {miss.tier for miss in misses if miss.reason in {MissReason.UNHEALTHY, MissReason.CONTEXT}}
+    barred = {miss.tier for miss in misses if miss.reason is MissReason.RULE}
     reachable = [offer for offer in offers if offer.tier not in hopeless]
+    reachable = [offer for offer in reachable if offer.tier not in barred] or reachable
     if fallback is Fallback.REJECT or not reachable:
         return Decision(tier=None, reason=Reason.REJECTED, offers=offers, misses=misses)
     key = _by_accuracy if fallback is Fallback.MOST_ACCURATE else _by_speed

@@ -15,6 +15,7 @@ from llmtier.score.features import log_length
 from llmtier.score.linear import fit_linear, load_linear
 from llmtier.score.recipe import Matrix, Recipe, as_matrix, decode_state, logit, mean_scores
 from llmtier.score.signals import Signals
+from llmtier.score.text import whole_text
 
 
 class _RandomState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,7 +121,7 @@ def _shrunken_means(labels: Matrix, scores: Matrix, n_domains: int) -> Matrix:
 
 
 def _last_text(prompt: Prompt, _signals: Signals) -> str:
-    return prompt.last_user_text
+    return whole_text(prompt)
 
 
 def _domain(prompt: Prompt, _signals: Signals) -> str | None:
@@ -128,7 +129,7 @@ def _domain(prompt: Prompt, _signals: Signals) -> str | None:
 
 
 def _length(prompt: Prompt, _signals: Signals) -> Matrix:
-    return np.array([log_length(prompt.last_user_text)])
+    return np.array([log_length(whole_text(prompt))])
 
 
 RANDOM: Recipe[str] = Recipe(kind="random", extract=_last_text, fit=_fit_random, load=_load_random, is_calibrated=False)

@@ -8,10 +8,11 @@ P(correct) and corrects the marker weights. It reads no words and no domain.
 import numpy as np
 
 from llmtier.core.prompt import Prompt
-from llmtier.score.features import char_entropy_bits, cut_text, find_markers
+from llmtier.score.features import char_entropy_bits, find_markers
 from llmtier.score.linear import fit_linear, load_linear
 from llmtier.score.recipe import Matrix, Recipe
 from llmtier.score.signals import Signals
+from llmtier.score.text import cut_text, scored_text
 
 MARKER_BITS = 1.0
 """What each marker adds to the complexity; a start, which the fit moves."""
@@ -24,7 +25,7 @@ def complexity(text: str) -> float:
 
 def _extract(prompt: Prompt, _signals: Signals) -> Matrix:
     """Return (complexity, code, JSON, mathematics), shape (4,)."""
-    return _extract_text(prompt.last_user_text)
+    return _extract_text(scored_text(prompt))
 
 
 def _extract_text(text: str) -> Matrix:

@@ -17,7 +17,7 @@ from llmtier.core.errors import InputFileError, SchemaVersionError, UsageError
 from llmtier.core.prompt import LabelledPrompt, Prompt
 from llmtier.score.controls import DOMAIN_MEAN, LENGTH, RANDOM
 from llmtier.score.entropy import ENTROPY
-from llmtier.score.learned import LEARNED
+from llmtier.score.learned import LEARNED, LEARNED_SEMANTIC
 from llmtier.score.recipe import Features, Matrix, Model, Recipe, decode_state
 from llmtier.score.signals import NO_SIGNALS, Signal, Signals
 from llmtier.stats.logistic import Platt, platt
@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 MIN_LABELS = 10
 """Fewest scored prompts a tier, two for each of five folds."""
 
-_RECIPES: tuple[Recipe[Any], ...] = (LEARNED, ENTROPY, LENGTH, DOMAIN_MEAN, RANDOM)
+_RECIPES: tuple[Recipe[Any], ...] = (LEARNED, LEARNED_SEMANTIC, ENTROPY, LENGTH, DOMAIN_MEAN, RANDOM)
 
 KINDS = tuple(recipe.kind for recipe in _RECIPES)
 """Every scorer kind; the last three are controls."""
@@ -100,8 +100,11 @@ class FittedScorer(Generic[Features]):
 
     def probabilities(self, prompt: Prompt, signals: Signals = NO_SIGNALS) -> dict[str, float]:
         """Return tier name to P(correct), each in [0, 1]."""
-        calibrated = _calibrate(self.model.logits(self.recipe.extract(prompt, signals)), self.calibration)
-        return dict(zip(self.tiers, calibrated.tolist(), strict=True))
+        logits = self.model.logits(self.recipe.extract(prompt, signals)).tolist()
+        return {
+            tier: platt.apply_one(logit)
+            for tier, platt, logit in zip(self.tiers, self.calibration, logits, strict=True)
+        }
 
     def to_bytes(self) -> bytes:
         """Return the scorer as JSON."""

@@ -5,6 +5,7 @@ prompts. The penalty is ``0.5 * l2 * |w|^2`` on the *sum* of losses, so on rows 
 ``l2`` acts as a prior and needs no tuning with the number of rows.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -36,6 +37,10 @@ class Platt:
     def apply(self, logits: Vector) -> Vector:
         """Return probabilities in [0, 1], of the logits' shape."""
         return sigmoid(self.slope * logits + self.offset)
+
+    def apply_one(self, logit: float) -> float:
+        """Return one probability, without numpy's cost of a call."""
+        return 0.5 * (1.0 + math.tanh(0.5 * (self.slope * logit + self.offset)))
 
 
 def sigmoid(logits: Vector) -> Vector:

@@ -91,13 +91,13 @@ def test_entropy_scorer_learns_what_markers_mean(make_prompt):
     assert complexity("def stop(): pass") > complexity("aaaa bbbb cccc")
 
 
-def test_only_the_last_user_turn_counts(make_labelled):
-    scorer = fit_scorer("learned", make_labelled(60), TIERS, seed=0)
-    last = Message(role="user", content="tell me about lunch")
-    alone = Prompt(id="a", messages=(last,))
-    after = Prompt(id="b", messages=(Message(role="user", content="prove the theorem"), last))
+def test_a_last_turn_that_says_nothing_is_read_with_the_turn_before(make_labelled):
+    scorer = fit_scorer("learned", make_labelled(200), TIERS, seed=0)
+    last = Message(role="user", content="yes again")
+    after_hard = Prompt(id="a", messages=(Message(role="user", content="prove the theorem"), last))
+    after_easy = Prompt(id="b", messages=(Message(role="user", content="tell me about lunch"), last))
 
-    assert scorer.probabilities(alone) == scorer.probabilities(after)
+    assert scorer.probabilities(after_hard)["cheap"] < 0.5 < scorer.probabilities(after_easy)["cheap"]
 
 
 def test_identical_texts_share_a_fold():
@@ -132,7 +132,7 @@ def test_a_tier_of_one_score_and_few_rows_is_predicted_without_certainty(kind, n
 
 
 def test_a_tier_is_fitted_on_the_rows_that_score_it(make_labelled):
-    rows = make_labelled(200)
+    rows = make_labelled(240)
     partly = [
         dataclasses.replace(row, scores=row.scores if number % 4 else {"dear": 1.0}) for number, row in enumerate(rows)
     ]
