@@ -55,11 +55,14 @@ def make_policy(cheap: str, dear: str) -> Policy:
 
 def _make_profile(tier: str, *, usd: float) -> TierProfile:
     residuals = tuple(
-        ResidualBucket(metric=metric, max_in_flight=None, n=100, quantiles=((0.5, 0.0), (0.95, 0.2))) for metric in Metric
+        ResidualBucket(metric=metric, max_in_flight=None, n=100, quantiles=((0.5, 0.0), (0.95, 0.2)))
+        for metric in Metric
     )
     wide = (0.0, 1e6)
     latency = LatencyModel(
-        step=StepModel(alpha_s=0.01, prefill_s_per_token=1e-4, attention_s_per_token2=0, sequence_s=1e-3, kv_s_per_token=1e-7),
+        step=StepModel(
+            alpha_s=0.01, prefill_s_per_token=1e-4, attention_s_per_token2=0, sequence_s=1e-3, kv_s_per_token=1e-7
+        ),
         frontend_s=0.002,
         frontend_s_per_token=0.0,
         wait_share=0.5,
