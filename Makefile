@@ -34,6 +34,7 @@ test-fast: $(SETUP)  ## unit tests, no engine, < 90 s
 environments: $(SETUP)  # the isolated environments that the real-engine tests and the demo run in
 	$(BIN)/llmtier env install engine-cpu
 	$(BIN)/llmtier env install quantize
+	$(BIN)/llmtier env install embed
 
 test: environments  ## unit tests and the real vLLM on this CPU
 	$(PYTEST) -m "not system and not gpu"

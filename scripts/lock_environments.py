@@ -73,6 +73,12 @@ ENVIRONMENTS = {
         has_cuda=False,
         note="llm-compressor on CPU. It pins another compressed-tensors than vLLM, so the two cannot share.",
     ),
+    "embed": Environment(
+        requirements=("transformers==5.17.0", TORCH, "onnx", "onnxruntime"),
+        machines=("x86_64", "aarch64"),
+        has_cuda=False,
+        note="Export of sentence-embedding models to ONNX. The gateway itself needs only onnxruntime and tokenizers.",
+    ),
     "autoawq": Environment(
         requirements=("autoawq==0.2.9", "transformers==4.51.3", TORCH),
         machines=("x86_64", "aarch64"),

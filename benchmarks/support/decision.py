@@ -5,7 +5,7 @@ from dataclasses import replace
 from llmtier.core.decision import Fallback
 from llmtier.core.interval import Interval
 from llmtier.core.latency_model import DomainBox, LatencyModel, LoadState, Metric, ResidualBucket, StepModel
-from llmtier.core.policy import Judgement, Policy, PolicyTier, ScorerRef
+from llmtier.core.policy import Goal, GoalKind, Judgement, Policy, PolicyTier, ScorerRef
 from llmtier.core.profile import AccuracyEstimate, Cost, TierProfile
 from llmtier.core.requirement import Requirement
 from llmtier.core.tier import EngineIdentity
@@ -46,7 +46,7 @@ def make_policy(cheap: str, dear: str) -> Policy:
         reference=dear,
         scorer=ScorerRef(kind="learned", file="none", sha256="0" * 64),
         max_accuracy_gap=0.05,
-        max_accuracy_loss=0.02,
+        goal=Goal(kind=GoalKind.MAX_ACCURACY_LOSS, value=0.02),
         fallback=Fallback.MOST_ACCURATE,
         judgement=judgement,
         inputs={},

@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 from llmtier import __version__
-from llmtier.cli import calibration, demo, doctor, env, explain, fit, init, logs, profile, quantize, replay, serve
+from llmtier.cli import (
+    calibration,
+    demo,
+    doctor,
+    embedder,
+    env,
+    explain,
+    fit,
+    init,
+    logs,
+    profile,
+    quantize,
+    replay,
+    serve,
+)
 
 app = typer.Typer(
     name="llmtier",
@@ -43,6 +57,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(env.app, name="env")
 app.add_typer(calibration.app, name="calibration")
 app.command("quantize")(quantize.quantize)
+app.add_typer(embedder.app, name="embedder")
 app.command("profile")(profile.profile)
 app.command("replay")(replay.replay)
 app.command("fit-thresholds")(fit.fit_thresholds)

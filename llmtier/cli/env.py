@@ -17,7 +17,7 @@ app = typer.Typer(help="Isolated environments for engines and quantizers.", no_a
 
 @app.command("install")
 def install(
-    name: Annotated[str, typer.Argument(help="engine-cpu, engine-cuda or quantize.")],
+    name: Annotated[str, typer.Argument(help="engine-cpu, engine-cuda, quantize or embed.")],
     force: ForceOption = False,
     is_json: JsonOption = False,
 ) -> None:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from llmtier.core.policy import Policy
     from llmtier.core.profile import TierProfile
     from llmtier.engine.tier import RunningTier
+    from llmtier.route.rules import RuleBook
     from llmtier.score.scorer import Scorer
     from llmtier.serve.pool import ServedTier
+    from llmtier.serve.signals import SignalPlan
     from llmtier.serve.state import AppState
     from llmtier.store.config_model import Config, TierConfig
 
@@ -32,14 +34,19 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port; default: the configuration's; 0 takes a free one.", min=0, max=65535)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Serve a topology that the profiles do not cover.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Serve though profiles do not cover the topology, or changed since the fit.")
+    ] = False,
 ) -> None:
     """Run the OpenAI-compatible gateway.
 
     Example: llmtier serve -c llmtier.yaml --port 8000
     """
+    from llmtier.cli.serve_signals import plan_signals
     from llmtier.engine.hardware import detect_hardware
+    from llmtier.serve.rules import make_rules
     from llmtier.serve.run import check_port, run_in_loop
+    from llmtier.serve.topology import check_profiles
     from llmtier.store.config import load_config
 
     loaded = load_config(config)
@@ -49,9 +56,25 @@ def serve(
     routing = load_routing(loaded)
     profiles = load_profiles(loaded, hardware)
     tiers = choose_served(loaded, tier or [], None if routing is None else routing[0])
-    check(tiers, profiles, None if routing is None else routing[0], is_forced=force)
+    policy = None if routing is None else routing[0]
+    check(tiers, profiles, policy, is_forced=force)
+    if policy is not None and not force:
+        check_profiles(policy, find_profile_digests(loaded, hardware))
+    rules = make_rules(loaded.routing.to_rules(), served=[served.name for served in tiers], policy=policy)
     default_tier = None if routing is not None else choose_default(loaded, tiers)
-    run_in_loop(run(loaded, tiers, profiles=profiles, routing=routing, default_tier=default_tier, address=address))
+    signals = plan_signals(loaded, routing, served=[served.name for served in tiers])
+    run_in_loop(
+        run(
+            loaded,
+            tiers,
+            profiles=profiles,
+            routing=routing,
+            rules=rules,
+            signals=signals,
+            default_tier=default_tier,
+            address=address,
+        )
+    )
 
 
 def load_routing(config: "Config") -> "tuple[Policy, Scorer] | None":
@@ -76,13 +99,22 @@ def load_profiles(config: "Config", hardware: "Hardware") -> "dict[str, TierProf
     return read_profiles(config.profiles, hardware.slug)
 
 
+def find_profile_digests(config: "Config", hardware: "Hardware") -> dict[str, str]:
+    """Return the digests of this machine's profiles; empty without any."""
+    from llmtier.store.profiles import digest_profiles
+
+    folder = config.profiles / hardware.slug
+    return digest_profiles(config.profiles, hardware.slug) if folder.is_dir() and any(folder.iterdir()) else {}
+
+
 def choose_served(config: "Config", names: Sequence[str], policy: "Policy | None") -> "list[TierConfig]":
-    """Return the named tiers, else the policy's, else all."""
+    """Return the named tiers, else the policy's and those that rules pin to, else all."""
     from llmtier.cli.engines import choose_tiers
 
     if names or policy is None:
         return choose_tiers(config, names)
-    return choose_tiers(config, [tier.name for tier in policy.tiers])
+    pinned = [rule.pin for rule in config.routing.to_rules() if rule.pin is not None]
+    return choose_tiers(config, list(dict.fromkeys([*(tier.name for tier in policy.tiers), *pinned])))
 
 
 def check(
@@ -127,6 +159,8 @@ async def run(
     *,
     profiles: "Mapping[str, TierProfile]",
     routing: "tuple[Policy, Scorer] | None",
+    rules: "RuleBook",
+    signals: "SignalPlan",
     default_tier: str | None,
     address: tuple[str, int],
 ) -> None:
@@ -140,7 +174,7 @@ async def run(
     output.say(f"starting {', '.join(tier.name for tier in tiers)}")
     async with running_tiers(tiers, pythons=pythons, log_dir=LOG_DIR) as running:
         served = [to_served(tier, profiles.get(tier.name)) for tier in running.values()]
-        state = make_state(config, served, routing, default_tier=default_tier)
+        state = make_state(config, served, routing, rules=rules, signals=signals, default_tier=default_tier)
         await serve_forever(
             state, host=address[0], port=address[1], on_ready=lambda url: output.say(f"serving on {url}/v1")
         )
@@ -170,6 +204,8 @@ def make_state(
     served: "Sequence[ServedTier]",
     routing: "tuple[Policy, Scorer] | None",
     *,
+    rules: "RuleBook",
+    signals: "SignalPlan",
     default_tier: str | None,
 ) -> "AppState":
     """Put the gateway together."""
@@ -189,6 +225,8 @@ def make_state(
         metrics=metrics,
         policy=None if routing is None else routing[0],
         scorer=None if routing is None else routing[1],
+        signals=signals,
+        rules=rules,
         default_tier=default_tier,
         defaults=config.slo.to_requirement(),
         deadlines=Deadlines(total_s=config.gateway.request_timeout_s),

@@ -111,14 +111,16 @@ class EngineClient:
             max_tokens: Longest answer; ``None`` leaves it to the engine.
             temperature: 0 for the most probable answer.
             scheduled_s: When the load shape wanted it sent; now when ``None``.
-            extra: More fields of the body, such as ``seed`` or vLLM's ``ignore_eos``.
+            extra: More fields of the body, such as ``seed`` or vLLM's ``ignore_eos``; with ``logprobs`` the
+                completion carries each token's log probability.
 
         Raises:
             EngineRequestError: Refused, failed, cut, malformed or late.
         """
         fields = {"messages": [{"role": message.role, "content": message.content} for message in messages]}
         body = self._body(fields, max_tokens=max_tokens, temperature=temperature, extra=extra)
-        return await self._stream("/v1/chat/completions", body, scheduled_s=scheduled_s)
+        answer = StreamedAnswer(reads_logprobs=bool(extra and extra.get("logprobs")))
+        return await self._stream("/v1/chat/completions", body, answer, scheduled_s=scheduled_s)
 
     async def stream_completion(
         self,
@@ -131,7 +133,7 @@ class EngineClient:
     ) -> Completion:
         """Ask for the continuation of raw text; otherwise as ``stream_chat``."""
         body = self._body({"prompt": prompt}, max_tokens=max_tokens, temperature=temperature, extra=extra)
-        return await self._stream("/v1/completions", body, scheduled_s=scheduled_s)
+        return await self._stream("/v1/completions", body, StreamedAnswer(), scheduled_s=scheduled_s)
 
     async def list_models(self) -> list[ServedModel]:
         """Return what ``/v1/models`` offers.
@@ -181,9 +183,8 @@ class EngineClient:
             shape | dict(fields) | limit | {"stream_options": {"include_usage": True}} | dict(extra or {})
         )
 
-    async def _stream(self, path: str, body: bytes, *, scheduled_s: float | None) -> Completion:
+    async def _stream(self, path: str, body: bytes, answer: StreamedAnswer, *, scheduled_s: float | None) -> Completion:
         called_s = time.perf_counter()
-        answer = StreamedAnswer()
         async with self._respond("POST", path, body, timeout_s=self._timeout_s) as (response, attempt):
             await self._read(response, answer)
         done_s = time.perf_counter()

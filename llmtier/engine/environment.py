@@ -45,6 +45,7 @@ class EnvironmentName(StrEnum):
     ENGINE_CUDA = "engine-cuda"
     QUANTIZE = "quantize"
     AUTOAWQ = "autoawq"
+    EMBED = "embed"
 
 
 TRIAL_IMPORTS = {
@@ -52,6 +53,7 @@ TRIAL_IMPORTS = {
     EnvironmentName.ENGINE_CUDA: "vllm",
     EnvironmentName.QUANTIZE: "llmcompressor.modifiers.awq, llmcompressor.modifiers.quantization",
     EnvironmentName.AUTOAWQ: "awq",
+    EnvironmentName.EMBED: "onnx, transformers, onnxruntime.quantization",
 }
 """What a fresh environment must be able to import before it counts as finished; CUDA may lack a driver meanwhile."""
 

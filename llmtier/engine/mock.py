@@ -152,6 +152,7 @@ class MockApp:
             model_name=request.model,
             request_id=f"mock-{number}",
             n_prompt_tokens=count_tokens(request.texts, self._settings.tokenizer),
+            has_logprobs=bool(request.logprobs),
         )
         sequence = self.engine.submit(
             n_prompt_tokens=shape.n_prompt_tokens,

@@ -4,6 +4,7 @@ Holds the shapes and one exchange's ASGI calls; decides nothing. The recorded
 answers of the real engine are in tests/golden.
 """
 
+import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,7 @@ class GenerationRequest(msgspec.Struct):
     stream: bool = False
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
+    logprobs: bool | int | None = None
     n: int = 1
 
     @property
@@ -128,12 +130,14 @@ class AnswerShape:
         model_name: Repeated in each document.
         request_id: Likewise.
         n_prompt_tokens: For ``usage``.
+        has_logprobs: Whether chat tokens carry a log probability.
     """
 
     is_chat: bool
     model_name: str
     request_id: str
     n_prompt_tokens: int
+    has_logprobs: bool = False
 
     def opening(self) -> bytes:
         """Return the event before the first token; empty for raw completions."""
@@ -147,7 +151,8 @@ class AnswerShape:
     def token(self, text: str, *, finish_reason: str | None) -> bytes:
         """Return the event of one token; the last one carries the reason."""
         content = {"delta": {"content": text}} if self.is_chat else {"text": text}
-        return self._event([{"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}])
+        logprobs = {"content": [_token_logprob(text)]} if self.has_logprobs and self.is_chat else None
+        return self._event([{"index": 0, **content, "logprobs": logprobs, "finish_reason": finish_reason}])
 
     def usage(self, n_output_tokens: int) -> bytes:
         """Return the event with the token counts."""
@@ -173,6 +178,12 @@ class AnswerShape:
             "total_tokens": self.n_prompt_tokens + n_output_tokens,
             "completion_tokens": n_output_tokens,
         }
+
+
+def _token_logprob(text: str) -> dict[str, object]:
+    """Return a token's entry; its log probability in (-1, 0] depends on the text alone."""
+    data = text.encode(errors="surrogatepass")
+    return {"token": text, "logprob": -(zlib.crc32(data) % 1000) / 1000, "bytes": list(data), "top_logprobs": []}
 
 
 def event(document: object) -> bytes:

@@ -2,9 +2,10 @@
 
 Pure: takes bytes and the instants at which they arrived, gives a Completion.
 The first token is the first chunk with content or reasoning; role chunks and
-empty deltas are none.
+empty deltas are none. Log probabilities are read when asked for, from chat streams only.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,10 +13,31 @@ import msgspec
 from llmtier.core.errors import EngineRequestError
 from llmtier.core.timing import RequestTiming
 from llmtier.engine.sse import SseParser
-from llmtier.engine.wire import CHUNK_DECODER, Choice, Chunk, error_text, quote
+from llmtier.engine.wire import CHUNK_DECODER, Choice, Chunk, Delta, error_text, quote
 
 _DONE = "[DONE]"
 _DONE_BYTES = b"[DONE]"
+
+
+class _TokenLogprob(msgspec.Struct, gc=False):
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct, gc=False):
+    content: list[_TokenLogprob] | None = None
+
+
+class _LogprobChoice(msgspec.Struct, gc=False):
+    delta: Delta | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _LogprobChunk(msgspec.Struct, gc=False):
+    choices: list[_LogprobChoice] = []
+
+
+# Apart from CHUNK_DECODER: the load client reads nearly every chunk without them, and pays for each field decoded.
+_LOGPROBS_DECODER = msgspec.json.Decoder(_LogprobChunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +49,36 @@ class Completion:
         timing: Its instants, on ``time.perf_counter``.
         n_input_tokens: As the engine reports; ``None`` when unreported.
         finish_reason: Such as ``stop`` or ``length``; ``None`` when the engine gave none.
+        logprobs: Natural log probability of each token outside the reasoning, at most 0; empty when not asked for
+            or not given.
     """
 
     text: str
     timing: RequestTiming
     n_input_tokens: int | None
     finish_reason: str | None
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """The mean over the tokens; ``None`` without any."""
+        return math.fsum(self.logprobs) / len(self.logprobs) if self.logprobs else None
 
 
 @dataclass(slots=True, kw_only=True)
 class StreamedAnswer:
-    """A stream so far; feed it with ``take``, then ``finish``."""
+    """A stream so far; feed it with ``take``, then ``finish``.
 
+    Attributes:
+        reads_logprobs: Whether the request asked for log probabilities.
+        is_done: Whether ``[DONE]`` has come.
+        finish_reason: As the engine gave it.
+    """
+
+    reads_logprobs: bool = False
     is_done: bool = False
     finish_reason: str | None = None
+    _logprobs: list[float] = field(default_factory=list)
     _parser: SseParser = field(default_factory=SseParser)
     _texts: list[str] = field(default_factory=list)
     _content_s: list[float] = field(default_factory=list)
@@ -94,9 +132,12 @@ class StreamedAnswer:
             timing=timing,
             n_input_tokens=self._n_input_tokens,
             finish_reason=self.finish_reason,
+            logprobs=tuple(self._logprobs),
         )
 
     def _decode(self, data: str | bytes) -> Chunk:
+        if self.reads_logprobs:
+            self._logprobs += _read_logprobs(data)
         try:
             return CHUNK_DECODER.decode(data)
         except msgspec.DecodeError as error:
@@ -126,3 +167,21 @@ class StreamedAnswer:
             self._content_s.append(arrived_s)
         if choice.finish_reason is not None:
             self.finish_reason = choice.finish_reason
+
+
+def _read_logprobs(data: str | bytes) -> list[float]:
+    """Return the log probabilities of a chunk's tokens; of an unknown shape none, for the answer is good without."""
+    try:
+        choices = _LOGPROBS_DECODER.decode(data).choices
+    except msgspec.DecodeError:
+        return []
+    return [
+        min(token.logprob, 0.0)  # rounding lets a certain token come out a hair above 0
+        for choice in choices
+        if choice.logprobs is not None and not _is_reasoning(choice.delta)
+        for token in choice.logprobs.content or ()
+    ]
+
+
+def _is_reasoning(delta: Delta | None) -> bool:
+    return delta is not None and bool(delta.reasoning or delta.reasoning_content) and not delta.content

@@ -91,17 +91,31 @@ def _last_number(text: str) -> Decimal | None:
 def _score_json(expected: str, text: str) -> float:
     try:
         wanted = _DECODER.decode(expected)
-        return float(_same(wanted, _first_value(text, _CONTAINER_START if _is_container(wanted) else _SCALAR_START)))
+        given, _, _ = _first_value(text, _CONTAINER_START if _is_container(wanted) else _SCALAR_START)
+        return float(_same(wanted, given))
     except (ValueError, InvalidOperation, RecursionError):
         return 0.0
 
 
-def _first_value(text: str, start: re.Pattern[str]) -> object:
+def first_json(text: str) -> str | None:
+    """Return the text of the first JSON object or list in ``text``, else of the first JSON value, else ``None``."""
+    for start in (_CONTAINER_START, _SCALAR_START):
+        try:
+            _, begin, end = _first_value(text, start)
+        except (ValueError, RecursionError):
+            continue
+        return text[begin:end]
+    return None
+
+
+def _first_value(text: str, start: re.Pattern[str]) -> tuple[object, int, int]:
+    """Return the first value that begins with ``start``, and where it lies."""
     for found in itertools.islice(start.finditer(text), _MAX_JSON_STARTS):
         try:
-            return _DECODER.raw_decode(text, found.start())[0]
+            value, end = _DECODER.raw_decode(text, found.start())
         except (ValueError, InvalidOperation):
             continue
+        return value, found.start(), end
     raise ValueError("no JSON value in the answer")
 
 

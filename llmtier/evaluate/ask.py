@@ -6,7 +6,7 @@ outcome with an error, not an exception; only an engine that is down ends
 the run.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -86,21 +86,6 @@ async def ask_prompt(
     return _score(prompt, _to_outcome(prompt, tier, completion))
 
 
-def score_outcomes(prompts: Iterable[Prompt], outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Return ``outcomes`` with each score made anew from its text; without text or reference answer it is ``None``.
-
-    Raises:
-        ValueError: An outcome belongs to none of ``prompts``.
-    """
-    by_id = {prompt.id: prompt for prompt in prompts}
-    rescored = []
-    for outcome in outcomes:
-        if outcome.prompt_id not in by_id:
-            raise ValueError(f"outcome of {outcome.prompt_id} on {outcome.tier}: no such prompt")
-        rescored.append(_score(by_id[outcome.prompt_id], outcome))
-    return rescored
-
-
 def _to_outcome(prompt: Prompt, tier: str, completion: Completion) -> Outcome:
     timing = completion.timing
     return Outcome(
@@ -111,10 +96,12 @@ def _to_outcome(prompt: Prompt, tier: str, completion: Completion) -> Outcome:
         n_output_tokens=timing.n_output_tokens,
         ttft_s=timing.ttft_s,
         e2el_s=timing.e2el_s,
+        mean_logprob=completion.mean_logprob,
+        min_logprob=min(completion.logprobs, default=None),
     )
 
 
 def _score(prompt: Prompt, outcome: Outcome) -> Outcome:
     if prompt.answer is None or outcome.text is None:
-        return replace(outcome, score=None)
+        return outcome
     return replace(outcome, score=score_answer(prompt.scorer, prompt.answer, outcome.text))

@@ -5,11 +5,15 @@ replay resumable is kept by ``on_outcome``'s owner, who gives back what it holds
 as ``done``.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from llmtier.core.prompt import LabelledPrompt, Outcome, Prompt
-from llmtier.evaluate.ask import ChatClient, OnOutcome, ask_all, score_outcomes
+from llmtier.evaluate.ask import ChatClient, OnOutcome, ask_all
+from llmtier.evaluate.grading import Grader, grade_by_reference
 from llmtier.evaluate.workers import task_group
+
+_Value = TypeVar("_Value")
 
 
 async def replay_prompts(
@@ -59,23 +63,54 @@ def answered_pairs(outcomes: Iterable[Outcome]) -> frozenset[tuple[str, str]]:
     return frozenset((outcome.prompt_id, outcome.tier) for outcome in outcomes if outcome.text is not None)
 
 
-def merge_outcomes(prompts: Sequence[Prompt], outcomes: Iterable[Outcome]) -> list[LabelledPrompt]:
+def merge_outcomes(
+    prompts: Sequence[Prompt],
+    outcomes: Iterable[Outcome],
+    *,
+    grade: Grader = grade_by_reference,
+    weights: Mapping[str, float] | None = None,
+    ratings: Mapping[str, float | None] | None = None,
+) -> list[LabelledPrompt]:
     """Return one row per prompt, in their order, with what each tier scored.
 
-    Scores are made anew from the texts. A tier whose request failed is absent from the row, and
-    a prompt without reference answer has no scores. Of several answers to one prompt the last counts.
+    Scores are made anew from the texts. A tier whose request failed is absent from the row. Of several
+    answers to one prompt the last counts.
+
+    Args:
+        prompts: The rows.
+        outcomes: Of these prompts, in any order.
+        grade: Scores a prompt's answers.
+        weights: Prompt id to how many prompts it stands for; 1 where absent.
+        ratings: Prompt id to its complexity in [0, 10].
 
     Raises:
         ValueError: An outcome belongs to none of ``prompts``.
     """
-    scores: dict[str, dict[str, float]] = {prompt.id: {} for prompt in prompts}
-    output_tokens: dict[str, dict[str, int]] = {prompt.id: {} for prompt in prompts}
-    for outcome in score_outcomes(prompts, outcomes):
-        if outcome.score is not None:
-            scores[outcome.prompt_id][outcome.tier] = outcome.score
-        if outcome.n_output_tokens is not None:
-            output_tokens[outcome.prompt_id][outcome.tier] = outcome.n_output_tokens
+    answered: dict[str, dict[str, Outcome]] = {prompt.id: {} for prompt in prompts}
+    for outcome in outcomes:
+        if outcome.prompt_id not in answered:
+            raise ValueError(f"outcome of {outcome.prompt_id} on {outcome.tier}: no such prompt")
+        if outcome.text is not None:
+            answered[outcome.prompt_id][outcome.tier] = outcome
+    known_weights, known_ratings = weights or {}, ratings or {}
     return [
-        LabelledPrompt(prompt=prompt, scores=scores[prompt.id], output_tokens=output_tokens[prompt.id])
+        LabelledPrompt(
+            prompt=prompt,
+            scores=grade(prompt, _texts(answered[prompt.id])),
+            output_tokens=_known(answered[prompt.id], lambda outcome: outcome.n_output_tokens),
+            weight=known_weights.get(prompt.id, 1.0),
+            rating=known_ratings.get(prompt.id),
+            confidences=_known(answered[prompt.id], lambda outcome: outcome.mean_logprob),
+        )
         for prompt in prompts
     ]
+
+
+def _texts(answers: Mapping[str, Outcome]) -> dict[str, str]:
+    return _known(answers, lambda outcome: outcome.text)
+
+
+def _known(answers: Mapping[str, Outcome], read: Callable[[Outcome], _Value | None]) -> dict[str, _Value]:
+    """Return what ``read`` finds, by tier, where it finds anything."""
+    found = {tier: read(outcome) for tier, outcome in answers.items()}
+    return {tier: value for tier, value in found.items() if value is not None}

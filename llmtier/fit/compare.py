@@ -35,26 +35,26 @@ def compare(rows: Rows, routed: Routed) -> tuple[Comparison, ...]:
     ``length`` sends the shortest prompts to the cheapest tier, with the same shares; the oracle
     sends each prompt to its cheapest tier among those that score no less than the reference.
     """
-    by_cost = sorted(rows.tiers, key=lambda tier: (float(rows.usd_of(tier).mean()), tier))
-    singles = {tier: _pick(tier, rows, np.full(len(rows), rows.tiers.index(tier))) for tier in by_cost}
+    by_cost = sorted(rows.tiers, key=lambda tier: (routed.mean(rows.usd_of(tier)), tier))
+    singles = {tier: _pick(tier, rows, routed, np.full(len(rows), rows.tiers.index(tier))) for tier in by_cost}
     return (
         *singles.values(),
-        Comparison(name="policy", accuracy=float(routed.scores.mean()), usd_per_request=float(routed.usd.mean())),
+        Comparison(name="policy", accuracy=routed.mean(routed.scores), usd_per_request=routed.mean(routed.usd)),
         Comparison(
             name="random",
             accuracy=sum(routed.share(tier) * single.accuracy for tier, single in singles.items()),
             usd_per_request=sum(routed.share(tier) * single.usd_per_request for tier, single in singles.items()),
         ),
-        _pick("length", rows, _by_length(rows, routed, by_cost)),
-        _pick("oracle", rows, _best(rows, routed.reference)),
+        _pick("length", rows, routed, _by_length(rows, routed, by_cost)),
+        _pick("oracle", rows, routed, _best(rows, routed.reference)),
     )
 
 
-def _pick(name: str, rows: Rows, columns: NDArray[np.intp]) -> Comparison:
+def _pick(name: str, rows: Rows, routed: Routed, columns: NDArray[np.intp]) -> Comparison:
     """Return how the rows do when each goes to the tier of its column."""
     places = (np.arange(len(rows)), columns)
     return Comparison(
-        name=name, accuracy=float(rows.scores[places].mean()), usd_per_request=float(rows.usd[places].mean())
+        name=name, accuracy=routed.mean(rows.scores[places]), usd_per_request=routed.mean(rows.usd[places])
     )
 
 

@@ -5,21 +5,20 @@ Scores nothing and chooses nothing.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmtier.core.errors import InputFileError
-from llmtier.core.profile import TierProfile
 from llmtier.core.prompt import LabelledPrompt
-from llmtier.route.predict import request_usd
+from llmtier.fit.prices import Prices
 from llmtier.score.scorer import score_matrix, text_digest
 
-FIT_SHARE = 0.7
+FIT_SHARE = 0.5  # the rest certifies: with fewer there, nothing below some thousand labels could be promised
 MIN_ROWS = 20
-"""Fewest complete rows: 14 fit, 6 judge."""
+"""Fewest complete rows: 10 fit, 10 judge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +30,14 @@ class Rows:
         tiers: Names of the columns of ``scores``.
         scores: Shape (n, n_tiers), each in [0, 1].
         usd: What each row cost, or would have cost, on each tier, shape (n, n_tiers).
+        weights: How many prompts of the traffic each row stands for, shape (n,).
     """
 
     labelled: tuple[LabelledPrompt, ...]
     tiers: tuple[str, ...]
     scores: NDArray[np.float64]
     usd: NDArray[np.float64]
+    weights: NDArray[np.float64]
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -51,9 +52,7 @@ class Rows:
         return self.usd[:, self.tiers.index(tier)]
 
 
-def select_rows(
-    labelled: Sequence[LabelledPrompt], tiers: Sequence[str], profiles: Mapping[str, TierProfile]
-) -> tuple[Rows, int]:
+def select_rows(labelled: Sequence[LabelledPrompt], tiers: Sequence[str], prices: Prices) -> tuple[Rows, int]:
     """Return the rows with a score on every tier, and how many were left out for want of one.
 
     A row's cost on a tier is that of the output tokens it had there, where the outcomes tell them, else the
@@ -74,18 +73,23 @@ def select_rows(
             f"{len(complete)} prompts have a score on every tier, at least {MIN_ROWS} are needed "
             f"(scored by tier: {counts}); score more with 'llmtier replay'"
         )
-    return make_rows(complete, tiers, profiles), len(labelled) - len(complete)
+    return make_rows(complete, tiers, prices), len(labelled) - len(complete)
 
 
-def make_rows(labelled: Sequence[LabelledPrompt], tiers: Sequence[str], profiles: Mapping[str, TierProfile]) -> Rows:
-    """Return complete rows as a table; every profile has a cost."""
-    costs = [[request_usd(profiles[tier], item.output_tokens.get(tier)) for tier in tiers] for item in labelled]
-    usd = np.array(costs, dtype=np.float64).reshape(len(labelled), len(tiers))
-    return Rows(labelled=tuple(labelled), tiers=tuple(tiers), scores=score_matrix(labelled, tiers), usd=usd)
+def make_rows(labelled: Sequence[LabelledPrompt], tiers: Sequence[str], prices: Prices) -> Rows:
+    """Return complete rows as a table."""
+    costs = [[prices.usd_of(tier, item.output_tokens.get(tier)) for tier in tiers] for item in labelled]
+    return Rows(
+        labelled=tuple(labelled),
+        tiers=tuple(tiers),
+        scores=score_matrix(labelled, tiers),
+        usd=np.array(costs, dtype=np.float64).reshape(len(labelled), len(tiers)),
+        weights=np.array([item.weight for item in labelled], dtype=np.float64),
+    )
 
 
 def split_rows(rows: Rows, *, seed: int) -> tuple[Rows, Rows]:
-    """Split into about 70 % to fit and the rest to judge, near-identical texts on one side.
+    """Split into about half to fit and the rest to judge, near-identical texts on one side.
 
     Raises:
         InputFileError: When all prompts are near-identical, so that one side would be empty.
@@ -97,7 +101,7 @@ def split_rows(rows: Rows, *, seed: int) -> tuple[Rows, Rows]:
     borders = [place for place in range(1, len(order)) if keys[order[place - 1]] != keys[order[place]]]
     if not borders:
         raise InputFileError(
-            f"all {len(rows)} prompts are the same but for digits and spaces; a fit needs different ones"
+            f"all {len(rows)} prompts are the same but for case and spaces; a fit needs different ones"
         )
     cut = min(borders, key=lambda place: abs(place - cut))
     return _take(rows, order[:cut]), _take(rows, order[cut:])
@@ -106,12 +110,31 @@ def split_rows(rows: Rows, *, seed: int) -> tuple[Rows, Rows]:
 def _take(rows: Rows, places: Sequence[int]) -> Rows:
     labelled = tuple(rows.labelled[place] for place in places)
     index = np.array(places, dtype=np.intp)
-    return Rows(labelled=labelled, tiers=rows.tiers, scores=rows.scores[index], usd=rows.usd[index])
+    return Rows(
+        labelled=labelled,
+        tiers=rows.tiers,
+        scores=rows.scores[index],
+        usd=rows.usd[index],
+        weights=rows.weights[index],
+    )
+
+
+def equal_weights(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return as many values of equal weight as the weighted ones are worth (Kish 1965), of nearly the same mean.
+
+    Drawn at even steps of the summed weight.
+    """
+    if np.all(weights == weights[0]):
+        return values
+    shares = np.cumsum(weights) / weights.sum()
+    n_effective = max(round(float(weights.sum() ** 2 / np.square(weights).sum())), 2)
+    places = (np.arange(n_effective) + 0.5) / n_effective
+    return np.asarray(values[np.minimum(np.searchsorted(shares, places), len(values) - 1)], dtype=np.float64)
 
 
 def normalise(text: str) -> str:
-    """Return ``text`` with every digit as 0 and every run of white space as one space."""
-    return re.sub(r"\s+", " ", re.sub(r"\d", "0", text)).strip()
+    """Return ``text`` in one case, with every run of white space as one space: what counts as the same prompt."""
+    return re.sub(r"\s+", " ", text).strip().casefold()
 
 
 def _identity(item: LabelledPrompt) -> tuple[str, str, str, str]:

@@ -1,205 +1,214 @@
-"""Stage 3: labelled prompts and profiles to a policy and its scorer.
+"""Stage 3: labelled prompts and prices to a policy, its scorer and what can be promised of it.
 
-Reads values that ``store`` has read and returns values for ``store`` to write. Splits by text,
-fits the scorer and finds the gap on the one part, and judges on the other with ``route.decide``.
+Reads values that ``store`` has read and returns values for ``store`` to write. One half of the prompts fits the
+scorer, chooses the tiers and fixes the path of thresholds; the other half certifies a threshold and judges the policy by
+``route.decide``. Nothing that certifies was looked at before.
 """
 
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llmtier.core.decision import Fallback
-from llmtier.core.errors import PlanError, UsageError
-from llmtier.core.policy import Policy, ScorerRef
-from llmtier.core.profile import TierProfile
+from llmtier.core.errors import NegativeAnswerError, UsageError
+from llmtier.core.policy import Goal, GoalKind, Policy, ScorerRef
 from llmtier.core.prompt import LabelledPrompt
-from llmtier.fit.compare import Comparison, compare
-from llmtier.fit.judge import Rule, describe_tiers, route_rows, summarise
+from llmtier.fit.compare import compare
+from llmtier.fit.judge import Routed, Rule, describe_tiers, route_rows, summarise
+from llmtier.fit.prices import Prices, find_slo_misses, only
+from llmtier.fit.promise import Held, Splits, hold
 from llmtier.fit.rows import Rows, select_rows, split_rows
-from llmtier.fit.search import Candidate, FitTable, find_cheapest
-from llmtier.fit.topology import tier_sets
+from llmtier.fit.search import (
+    Candidate,
+    FitTable,
+    Matrix,
+    find_cheapest,
+    find_most_accurate,
+    find_nearest_shares,
+)
+from llmtier.fit.settings import FitSettings, FittedPolicy
+from llmtier.fit.topology import subsets, tier_sets
+from llmtier.fit.unlabelled import check_shares
+from llmtier.fit.warn import find_warnings
 from llmtier.score.scorer import Scorer, fit_out_of_fold
+from llmtier.score.signals import NO_SIGNALS, Signals
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SCORER_FILE = "policy.scorer.json"
+_EVEN = 0.5  # confidence at which a bound is about the mean itself
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FittedPolicy:
-    """What a fit returns.
-
-    Attributes:
-        policy: To be written and served.
-        scorer: Its scorer; ``policy.scorer.sha256`` is the digest of ``scorer.to_bytes()``.
-        comparisons: Single tiers, controls and the oracle on the judged prompts.
-        n_left_out: Prompts without a score on every tier.
-    """
-
-    policy: Policy
-    scorer: Scorer
-    comparisons: tuple[Comparison, ...]
-    n_left_out: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Search:
-    """What the search was asked, kept together on its way."""
-
-    profiles: Mapping[str, TierProfile]
-    usd: Mapping[str, float]
-    reference: str
-    max_loss: float
-    confidence: float
-    fallback: Fallback
-
-
-def fit_policy(  # noqa: PLR0913  # the command's options are its parameters
+def fit_policy(
     labelled: Sequence[LabelledPrompt],
-    profiles: Mapping[str, TierProfile],
+    prices: Prices,
+    settings: FitSettings,
     *,
-    max_accuracy_loss: float,
-    seed: int,
-    fallback: Fallback,
-    inputs: Mapping[str, str],
-    tiers: Sequence[str] | None = None,
-    reference: str | None = None,
-    scorer_kind: str = "learned",
-    confidence: float = 0.95,
+    signals: Mapping[str, Signals] | None = None,
 ) -> FittedPolicy:
-    """Fit scorer and gap, and judge them on prompts that neither saw.
+    """Fit scorer and thresholds on one half of the prompts, certify and judge on the other.
 
     Args:
         labelled: Prompts with scores by tier, in any order.
-        profiles: By tier name; those of other tiers are ignored.
-        max_accuracy_loss: Highest mean of (reference score - routed score), in [0, 1].
-        seed: Of split and folds.
-        fallback: What the policy does when no tier meets a need.
-        inputs: sha256 of what was read, by name; copied into the policy.
-        tiers: Which may serve; ``None`` takes every tier that has a score.
-        reference: Whose accuracy is kept; ``None`` takes the most accurate on the fit rows.
-        scorer_kind: One of ``score.scorer.KINDS``.
-        confidence: One-sided for the search, two-sided for the reported intervals.
+        prices: Of the tiers that may serve.
+        settings: What is asked for.
+        signals: By prompt id; ``None`` for none.
 
     Raises:
-        UsageError: For a loss or confidence out of range, an unknown scorer or reference.
-        PlanError: When a tier has no usable profile or no cost.
-        InputFileError: When the labels are absent or too few.
+        UsageError: An unknown scorer, reference or tier.
+        PlanError: A device of a profile cannot be read.
+        InputFileError: The labels are absent or too few.
+        NegativeAnswerError: The floor or the budget cannot be reached.
     """
-    _check_range(max_accuracy_loss, confidence)
-    usd = find_costs(tiers if tiers is not None else _scored_tiers(labelled), profiles)
-    by_cost = tuple(sorted(usd, key=lambda tier: (usd[tier], tier)))
-    rows, n_left_out = select_rows(labelled, by_cost, profiles)
-    fit_rows, judge_rows = split_rows(rows, seed=seed)
-    search = _Search(
-        profiles={tier: profiles[tier] for tier in by_cost},
-        usd=usd,
-        reference=_find_reference(reference, fit_rows, usd),
-        max_loss=max_accuracy_loss,
-        confidence=confidence,
-        fallback=fallback,
+    prices = _within_slo(prices, settings)
+    by_cost = prices.by_cost
+    rows, n_left_out = select_rows(labelled, by_cost, prices)
+    fit_rows, judge_rows = split_rows(rows, seed=settings.seed)
+    reference = _find_reference(settings.reference, fit_rows, prices)
+    known = {} if signals is None else signals
+    scorer, out_of_fold = fit_out_of_fold(
+        settings.scorer_kind, fit_rows.labelled, by_cost, seed=settings.seed, signals=_signals_of(fit_rows, known)
     )
-    scorer, out_of_fold = fit_out_of_fold(scorer_kind, fit_rows.labelled, by_cost, seed=seed)
-    candidate = _search(search, fit_rows, out_of_fold)
-    policy, comparisons = _judge(search, candidate, scorer, judge_rows, n_fit=len(fit_rows), inputs=inputs)
-    logger.info("policy fitted", extra={"tiers": candidate.tiers, "gap": candidate.gap, "left_out": n_left_out})
-    return FittedPolicy(policy=policy, scorer=scorer, comparisons=comparisons, n_left_out=n_left_out)
-
-
-def find_costs(tiers: Sequence[str], profiles: Mapping[str, TierProfile]) -> dict[str, float]:
-    """Return each tier's cost of a request.
-
-    Raises:
-        PlanError: When a tier has no profile, no valid closed loop or no price.
-    """
-    usd: dict[str, float] = {}
-    for tier in tiers:
-        profile = profiles.get(tier)
-        if profile is None or not profile.closed_points:
-            raise PlanError(
-                f"tier {tier} has outcomes but no measured profile with a valid closed loop; "
-                f"run 'llmtier profile --tier {tier}'"
-            )
-        if profile.cost is None:
-            raise PlanError(
-                f"tier {tier} has no cost: either price.usd_per_hour is not set in llmtier.yaml, or requests failed at "
-                f"every load point; mend it and run 'llmtier profile --tier {tier}' again"
-            )
-        usd[tier] = profile.cost.usd_per_request
-    return usd
-
-
-def describe_method(*, max_loss: float, confidence: float) -> str:
-    """Return in one line how threshold and bounds were found."""
-    return (
-        "gap from out-of-fold P(correct) of the fit prompts: the cheapest whose mean paired loss plus a one-sided "
-        f"{confidence:.0%} normal margin (one loss added) is at most {max_loss:g}; judged once on the other prompts; "
-        "no guarantee yet: the margin is approximate and ignores that many gaps were tried"
+    table = _table(fit_rows, out_of_fold, reference, settings.goal)
+    chosen = _choose_tiers(table, prices, settings)
+    predicted = _predict_all(scorer, judge_rows, known)
+    judged = _table(judge_rows, as_matrix(predicted, by_cost), reference, settings.goal)
+    splits = Splits(
+        fit=table.only(chosen.tiers), judged=judged.only(chosen.tiers), fit_rows=fit_rows, judged_rows=judge_rows
+    )
+    held = hold(chosen, splits, settings=settings)
+    rule = Rule(
+        prices=only(prices, held.tiers),
+        reference=reference,
+        gap=held.gap,
+        fallback=settings.fallback,
+        gap_by_domain=held.gap_by_domain,
+    )
+    routed = route_rows(rule, judge_rows, predicted)
+    policy = _make_policy(rule, routed, judge_rows, scorer, held, settings, n_fit=len(fit_rows))
+    logger.info("policy fitted", extra={"tiers": held.tiers, "gap": held.gap, "left_out": n_left_out})
+    return FittedPolicy(
+        policy=policy, scorer=scorer, comparisons=compare(judge_rows, routed), path=held.steps, n_left_out=n_left_out
     )
 
 
-def _check_range(max_accuracy_loss: float, confidence: float) -> None:
-    if not 0.0 <= max_accuracy_loss <= 1.0:
-        raise UsageError(f"max accuracy loss must lie in [0, 1], got {max_accuracy_loss}; 0.01 is one point")
-    if not 0.5 <= confidence < 1.0:
-        raise UsageError(f"confidence must lie in [0.5, 1), got {confidence}; 0.95 is usual")
+def _within_slo(prices: Prices, settings: FitSettings) -> Prices:
+    """Leave out tiers that cannot meet the limits even when idle.
+
+    Raises:
+        NegativeAnswerError: None is left.
+    """
+    missed = find_slo_misses(prices, settings.slo)
+    left = [tier for tier in prices.usd if tier not in missed]
+    if not left:
+        reasons = "; ".join(miss.describe() for misses in missed.values() for miss in misses)
+        raise NegativeAnswerError(f"no tier meets the latency limits even when idle: {reasons}")
+    for tier, misses in missed.items():
+        logger.warning("tier left out: %s", "; ".join(miss.describe() for miss in misses), extra={"tier": tier})
+    return only(prices, left)
 
 
-def _scored_tiers(labelled: Sequence[LabelledPrompt]) -> tuple[str, ...]:
-    return tuple(sorted({tier for item in labelled for tier in item.scores}))
-
-
-def _find_reference(reference: str | None, rows: Rows, usd: Mapping[str, float]) -> str:
+def _find_reference(reference: str | None, rows: Rows, prices: Prices) -> str:
     if reference is None:
-        means = rows.scores.mean(axis=0).tolist()
-        return max(zip(means, (usd[tier] for tier in rows.tiers), rows.tiers, strict=True))[2]
+        means = [float(np.average(rows.scores_of(tier), weights=rows.weights)) for tier in rows.tiers]
+        return max(zip(means, (prices.usd[tier] for tier in rows.tiers), rows.tiers, strict=True))[2]
     if reference not in rows.tiers:
         raise UsageError(f"reference tier {reference} is not among the tiers to fit: {', '.join(rows.tiers)}")
     return reference
 
 
-def _search(search: _Search, rows: Rows, out_of_fold: NDArray[np.float64]) -> Candidate:
-    table = FitTable(
+def _signals_of(rows: Rows, known: Mapping[str, Signals]) -> list[Signals]:
+    return [known.get(item.prompt.id, NO_SIGNALS) for item in rows.labelled]
+
+
+def _predict_all(scorer: Scorer, rows: Rows, known: Mapping[str, Signals]) -> list[dict[str, float]]:
+    pairs = zip(rows.labelled, _signals_of(rows, known), strict=True)
+    return [scorer.probabilities(item.prompt, signals) for item, signals in pairs]
+
+
+def as_matrix(predicted: Sequence[Mapping[str, float]], tiers: Sequence[str]) -> Matrix:
+    """Return predictions as shape (n, n_tiers)."""
+    table = [[row[tier] for tier in tiers] for row in predicted]
+    return np.array(table, dtype=np.float64).reshape(len(predicted), len(tiers))
+
+
+def _table(rows: Rows, probabilities: Matrix, reference: str, goal: Goal) -> FitTable:
+    floor = goal.value if goal.kind is GoalKind.MIN_ACCURACY else None
+    return FitTable(
         tiers=rows.tiers,
         usd=rows.usd,
-        probabilities=out_of_fold,
+        probabilities=probabilities,
         scores=rows.scores,
-        reference=search.reference,
+        reference=reference,
+        baseline=rows.scores_of(reference) if floor is None else np.full(len(rows), floor),
+        weights=rows.weights,
     )
-    sets = tier_sets(search.profiles, search.reference)
-    return find_cheapest(table, sets, max_loss=search.max_loss, confidence=search.confidence)
 
 
-def _judge(
-    search: _Search, candidate: Candidate, scorer: Scorer, rows: Rows, *, n_fit: int, inputs: Mapping[str, str]
-) -> tuple[Policy, tuple[Comparison, ...]]:
-    rule = Rule(
-        profiles={tier: search.profiles[tier] for tier in candidate.tiers},
-        reference=search.reference,
-        gap=candidate.gap,
-        fallback=search.fallback,
+def _choose_tiers(table: FitTable, prices: Prices, settings: FitSettings) -> Candidate:
+    """Return the tiers and the gap that serve the goal best on the fit rows.
+
+    Raises:
+        NegativeAnswerError: Nothing stays within the budget.
+        UsageError: A share is asked for a tier that is not there.
+    """
+    goal = settings.goal
+    sets = (
+        list(tier_sets(prices.profiles, table.reference)) if prices.profiles else subsets(table.tiers, table.reference)
     )
-    probabilities = [scorer.probabilities(item.prompt) for item in rows.labelled]
-    routed = route_rows(rule, rows, probabilities)
-    policy = Policy(
-        tiers=describe_tiers(rule, rows, routed, search.usd),
-        reference=search.reference,
+    match goal.kind:
+        case GoalKind.MAX_ACCURACY_LOSS:
+            return find_cheapest(table, sets, max_loss=goal.value or 0.0, confidence=_EVEN)
+        case GoalKind.MIN_ACCURACY:
+            return find_cheapest(table, sets, max_loss=0.0, confidence=_EVEN)
+        case GoalKind.BUDGET_USD_PER_1K:
+            return _within_budget(table, sets, max_usd=(goal.value or 0.0) / 1000)
+        case GoalKind.TARGET_SHARES | GoalKind.DEFAULT_THRESHOLDS:
+            check_shares(settings, table.tiers)
+            return find_nearest_shares(table, goal.shares)
+
+
+def _within_budget(table: FitTable, sets: Sequence[tuple[str, ...]], *, max_usd: float) -> Candidate:
+    found = find_most_accurate(table, sets, max_usd=max_usd)
+    if found is not None:
+        return found
+    single = {tier: table.mean(table.usd[:, column]) for column, tier in enumerate(table.tiers)}
+    cheapest = min(single, key=lambda tier: (single[tier], tier))
+    raise NegativeAnswerError(
+        f"a budget of ${1000 * max_usd:g} for 1,000 requests cannot be kept: everything on {cheapest} costs "
+        f"${1000 * single[cheapest]:.4g}"
+    )
+
+
+def _make_policy(  # noqa: PLR0913  # the parts that a policy is put together from
+    rule: Rule,
+    routed: Routed,
+    rows: Rows,
+    scorer: Scorer,
+    held: Held,
+    settings: FitSettings,
+    *,
+    n_fit: int,
+) -> Policy:
+    state = scorer.to_bytes()
+    tiers = describe_tiers(rule, rows, routed, settings.profile_digests)
+    return Policy(
+        tiers=tiers,
+        reference=rule.reference,
         scorer=ScorerRef(
-            kind=scorer.kind, file=DEFAULT_SCORER_FILE, sha256=hashlib.sha256(scorer.to_bytes()).hexdigest()
+            kind=scorer.kind,
+            file=DEFAULT_SCORER_FILE,
+            sha256=hashlib.sha256(state).hexdigest(),
+            embedder=settings.embedder,
         ),
-        max_accuracy_gap=candidate.gap,
-        max_accuracy_loss=search.max_loss,
-        fallback=search.fallback,
-        judgement=summarise(
-            routed,
-            n_fit=n_fit,
-            confidence=search.confidence,
-            method=describe_method(max_loss=search.max_loss, confidence=search.confidence),
-        ),
-        inputs=dict(inputs),
+        max_accuracy_gap=rule.gap,
+        gap_by_domain=dict(rule.gap_by_domain),
+        goal=settings.goal,
+        guarantee=held.guarantee,
+        fallback=settings.fallback,
+        judgement=summarise(routed, n_fit=n_fit, confidence=settings.confidence, method=held.method),
+        labels_needed=held.labels_needed,
+        inputs=dict(settings.inputs),
+        warnings=find_warnings(tiers, rows, reference=rule.reference),
     )
-    return policy, compare(rows, routed)

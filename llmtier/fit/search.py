@@ -1,17 +1,18 @@
-"""Find the cheapest rule whose accuracy loss stays in bounds on the fit rows.
+"""Find on the fit rows which tiers and which gap serve a goal best, and the path that leads there.
 
 Reads out-of-fold probabilities, scores and costs as arrays; returns the tiers and the gap. The
 gap is the one knob: a tier may serve a prompt while its P(correct) is at most that far below the
 reference tier's. ``choose_columns`` is ``route.decide`` for all rows at once; a test holds the two
-equal. Reads no prompt and judges nothing.
+equal. Reads no prompt, judges and certifies nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtier.fit.rows import equal_weights
 from llmtier.stats.intervals import upper_mean_bound
 
 Matrix = NDArray[np.float64]
@@ -30,6 +31,8 @@ class FitTable:
         probabilities: P(correct), out of fold, shape (n, n_tiers).
         scores: In [0, 1], shape (n, n_tiers).
         reference: One of ``tiers``.
+        baseline: What a row's score is compared with, shape (n,): the reference's score, or an accuracy asked for.
+        weights: How many prompts of the traffic each row stands for, shape (n,).
     """
 
     tiers: tuple[str, ...]
@@ -37,6 +40,8 @@ class FitTable:
     probabilities: Matrix
     scores: Matrix
     reference: str
+    baseline: Matrix
+    weights: Matrix
 
     def only(self, tiers: Iterable[str]) -> "FitTable":
         """Return the table of some of its tiers."""
@@ -48,7 +53,21 @@ class FitTable:
             probabilities=self.probabilities[:, columns],
             scores=self.scores[:, columns],
             reference=self.reference,
+            baseline=self.baseline,
+            weights=self.weights,
         )
+
+    def route(self, gap: float) -> NDArray[np.intp]:
+        """Return the column that serves each row at a gap."""
+        return choose_columns(self.probabilities, self.tiers.index(self.reference), gap)
+
+    def losses_at(self, columns: NDArray[np.intp]) -> Matrix:
+        """Return baseline less score of each row when it goes to the tier of its column, shape (n,)."""
+        return np.asarray(self.baseline - self.scores[np.arange(len(columns)), columns], dtype=np.float64)
+
+    def mean(self, values: Matrix) -> float:
+        """Return the mean over the traffic that the rows stand for."""
+        return float(np.einsum("i,i->", values, self.weights) / self.weights.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +78,16 @@ class Candidate:
         tiers: Ascending by cost; contains the reference.
         gap: ``Policy.max_accuracy_gap``.
         usd_per_request: Mean cost.
-        loss_bound: Upper bound of the mean paired loss.
+        loss: Mean of baseline less score; ``loss_bound`` is an upper bound of it.
+        share_off_reference: Of the traffic that other tiers serve.
     """
 
     tiers: tuple[str, ...]
     gap: float
     usd_per_request: float
+    loss: float
     loss_bound: float
+    share_off_reference: float
 
 
 def choose_columns(probabilities: Matrix, reference_column: int, gap: float) -> NDArray[np.intp]:
@@ -85,8 +107,7 @@ def find_cheapest(table: FitTable, sets: Iterable[tuple[str, ...]], *, max_loss:
 
     Equal costs go to fewer tiers, then to the smaller gap.
     """
-    alone = table.only((table.reference,))
-    fallback = Candidate(tiers=alone.tiers, gap=0.0, usd_per_request=float(alone.usd.mean()), loss_bound=0.0)
+    fallback = next(walk_gaps(table.only((table.reference,)), confidence=confidence))
     found = [
         candidate
         for tiers in sets
@@ -99,17 +120,49 @@ def find_cheapest(table: FitTable, sets: Iterable[tuple[str, ...]], *, max_loss:
 def walk_gaps(table: FitTable, *, confidence: float) -> Iterator[Candidate]:
     """Yield the rule at each gap of the grid, by ascending gap."""
     reference_column = table.tiers.index(table.reference)
-    rows = np.arange(len(table.scores))
-    reference_scores = table.scores[:, reference_column]
     for gap in gap_grid(table.probabilities, reference_column):
-        columns = choose_columns(table.probabilities, reference_column, gap)
-        losses = reference_scores - table.scores[rows, columns]
+        columns = table.route(gap)
+        losses = table.losses_at(columns)
+        bound = upper_mean_bound(equal_weights(losses, table.weights), confidence=confidence)
         yield Candidate(
             tiers=table.tiers,
             gap=gap,
-            usd_per_request=float(table.usd[rows, columns].mean()),
-            loss_bound=upper_mean_bound(losses, confidence=confidence),
+            usd_per_request=table.mean(table.usd[np.arange(len(columns)), columns]),
+            loss=table.mean(losses),
+            loss_bound=bound if losses.any() or (columns != reference_column).any() else 0.0,  # 0: nothing moved
+            share_off_reference=table.mean((columns != reference_column).astype(np.float64)),
         )
+
+
+def find_most_accurate(table: FitTable, sets: Iterable[tuple[str, ...]], *, max_usd: float) -> Candidate | None:
+    """Return the candidate of the least loss whose mean cost is at most ``max_usd``; ``None`` when none is."""
+    found = [
+        candidate
+        for tiers in sets
+        for candidate in walk_gaps(table.only(tiers), confidence=0.5)
+        if candidate.usd_per_request <= max_usd
+    ]
+    return min(found, key=lambda candidate: (candidate.loss, *_rank(candidate)), default=None)
+
+
+def find_nearest_shares(table: FitTable, shares: Mapping[str, float]) -> Candidate:
+    """Return the candidate over all tiers whose shares of the traffic differ least in sum from those asked for."""
+
+    def distance(candidate: Candidate) -> float:
+        columns = table.route(candidate.gap)
+        reached = [table.mean((columns == column).astype(np.float64)) for column in range(len(table.tiers))]
+        return sum(abs(share - shares.get(tier, 0.0)) for tier, share in zip(table.tiers, reached, strict=True))
+
+    return min(walk_gaps(table, confidence=0.5), key=lambda candidate: (distance(candidate), candidate.gap))
+
+
+def make_path(table: FitTable, *, step: float = 0.02) -> tuple[Candidate, ...]:
+    """Return the rules of one set of tiers from "all on the reference" on, each sending ``step`` more of the traffic away."""
+    path: list[Candidate] = []
+    for candidate in walk_gaps(table, confidence=0.5):
+        if not path or candidate.share_off_reference >= path[-1].share_off_reference + step:
+            path.append(candidate)
+    return tuple(path)
 
 
 def gap_grid(probabilities: Matrix, reference_column: int) -> list[float]:

@@ -38,15 +38,30 @@ def tier_sets(profiles: Mapping[str, TierProfile], reference: str) -> Iterator[t
     """
     own = profiles[reference]
     others = [tier for tier in sorted(profiles) if tier != reference and may_stand_together(profiles[tier], own)]
+    _check_size(others, reference)
+    for size in range(len(others) + 1):
+        for chosen in itertools.combinations(others, size):
+            if _all_together(chosen, profiles):
+                yield (reference, *chosen)
+
+
+def subsets(tiers: Sequence[str], reference: str) -> list[tuple[str, ...]]:
+    """Return each set of tiers that contains the reference, small ones first; for tiers of which no device is known.
+
+    Raises:
+        PlanError: More than ``MAX_OTHERS`` tiers could join the reference.
+    """
+    others = [tier for tier in tiers if tier != reference]
+    _check_size(others, reference)
+    return [(reference, *chosen) for size in range(len(others) + 1) for chosen in itertools.combinations(others, size)]
+
+
+def _check_size(others: Sequence[str], reference: str) -> None:
     if len(others) > MAX_OTHERS:
         raise PlanError(
             f"{len(others)} tiers beside the reference {reference} are more than the {MAX_OTHERS} that can be "
             f"weighed against each other; name fewer: {', '.join(others)}"
         )
-    for size in range(len(others) + 1):
-        for chosen in itertools.combinations(others, size):
-            if _all_together(chosen, profiles):
-                yield (reference, *chosen)
 
 
 def _all_together(tiers: Sequence[str], profiles: Mapping[str, TierProfile]) -> bool:

@@ -195,4 +195,5 @@ LEARNED_SEMANTIC: Recipe[PromptFeatures] = Recipe(
     fit=fit_stacked,
     load=load_stacked,
     reads=frozenset({Signal.EMBEDDING}),
+    lacks=lambda _model, features: features.embedding is None,
 )

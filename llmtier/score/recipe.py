@@ -6,7 +6,7 @@ no calibration and no folds: ``score.scorer`` does both for all of them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -43,6 +43,8 @@ class Recipe(Generic[Features]):
         kind: Its name in a policy.
         extract: Features of one prompt and its signals.
         reads: The signals it makes use of.
+        lacks: (model, features) -> whether the features lack what the model was fitted on, so that its logits are base
+            rates or those of a simpler model: the calibration, fitted on the others, does not hold for them.
         fit: (features of n rows, scores of shape (n, n_tiers) with NaN where unknown, seed) -> model.
         load: The inverse of ``Model.to_bytes``.
         is_calibrated: Whether Platt's calibration follows; it would flatten a deliberately random scorer.
@@ -54,6 +56,7 @@ class Recipe(Generic[Features]):
     load: Callable[[bytes], Model[Features]]
     is_calibrated: bool = True
     reads: frozenset[Signal] = frozenset()
+    lacks: Callable[[Any, Features], bool] = lambda _model, _features: False
 
 
 def fit_tiers(design: Design, scores: Matrix) -> list[LogisticFit]:

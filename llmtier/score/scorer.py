@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 from llmtier.core.errors import InputFileError, SchemaVersionError, UsageError
 from llmtier.core.prompt import LabelledPrompt, Prompt
 from llmtier.score.controls import DOMAIN_MEAN, LENGTH, RANDOM
+from llmtier.score.domain import DomainGuess
 from llmtier.score.entropy import ENTROPY
-from llmtier.score.learned import LEARNED, LEARNED_SEMANTIC
+from llmtier.score.hybrid import HYBRID, HybridModel
+from llmtier.score.learned import LEARNED, LEARNED_SEMANTIC, StackedModel, extract_prompt
+from llmtier.score.learned_model import LearnedModel
 from llmtier.score.recipe import Features, Matrix, Model, Recipe, decode_state
+from llmtier.score.self_assess import SELF_ASSESS
+from llmtier.score.semantic import SEMANTIC
 from llmtier.score.signals import NO_SIGNALS, Signal, Signals
 from llmtier.stats.logistic import Platt, platt
 
@@ -26,7 +31,19 @@ SCHEMA_VERSION = 1
 MIN_LABELS = 10
 """Fewest scored prompts a tier, two for each of five folds."""
 
-_RECIPES: tuple[Recipe[Any], ...] = (LEARNED, LEARNED_SEMANTIC, ENTROPY, LENGTH, DOMAIN_MEAN, RANDOM)
+_RECIPES: tuple[Recipe[Any], ...] = (
+    LEARNED,
+    LEARNED_SEMANTIC,
+    SEMANTIC,
+    ENTROPY,
+    SELF_ASSESS,
+    HYBRID,
+    LENGTH,
+    DOMAIN_MEAN,
+    RANDOM,
+)
+
+_AS_IS = Platt()
 
 KINDS = tuple(recipe.kind for recipe in _RECIPES)
 """Every scorer kind; the last three are controls."""
@@ -52,6 +69,10 @@ class Scorer(Protocol):
 
     def probabilities(self, prompt: Prompt, signals: Signals = NO_SIGNALS) -> dict[str, float]:
         """Return tier name to P(correct), each in [0, 1]."""
+        ...
+
+    def guess_domain(self, prompt: Prompt) -> DomainGuess | None:
+        """Return the domain that an unlabelled prompt seems to be of; ``None`` when it is named or nothing is known."""
         ...
 
     def to_bytes(self) -> bytes:
@@ -95,16 +116,27 @@ class FittedScorer(Generic[Features]):
 
     @property
     def reads(self) -> frozenset[Signal]:
-        """The signals it makes use of."""
-        return self.recipe.reads
+        """The signals it makes use of; a fitted ``hybrid`` reads those of its members only."""
+        model: object = self.model
+        return model.reads if isinstance(model, HybridModel) else self.recipe.reads
 
     def probabilities(self, prompt: Prompt, signals: Signals = NO_SIGNALS) -> dict[str, float]:
         """Return tier name to P(correct), each in [0, 1]."""
-        logits = self.model.logits(self.recipe.extract(prompt, signals)).tolist()
+        features = self.recipe.extract(prompt, signals)
+        logits = self.model.logits(features).tolist()
+        if self.recipe.lacks(self.model, features):
+            return {tier: _AS_IS.apply_one(logit) for tier, logit in zip(self.tiers, logits, strict=True)}
         return {
             tier: platt.apply_one(logit)
             for tier, platt, logit in zip(self.tiers, self.calibration, logits, strict=True)
         }
+
+    def guess_domain(self, prompt: Prompt) -> DomainGuess | None:
+        """Return the domain that the text seems to be of; ``None`` when it is named, or the scorer knows none."""
+        model: object = self.model
+        if not isinstance(model, LearnedModel | StackedModel):
+            return None
+        return model.guess_domain(extract_prompt(prompt, NO_SIGNALS))
 
     def to_bytes(self) -> bytes:
         """Return the scorer as JSON."""
@@ -166,6 +198,8 @@ def fit_out_of_fold(  # one call, named arguments
     """
     recipe = _find_recipe(kind)
     given = [Signals(rating=item.rating) for item in labelled] if signals is None else signals
+    order = _fixed_order(labelled, seed)
+    labelled, given = [labelled[row] for row in order], [given[row] for row in order]
     scores = score_matrix(labelled, tiers)
     _check_labels(scores, tiers)
     rows = [recipe.extract(item.prompt, item_signals) for item, item_signals in zip(labelled, given, strict=True)]
@@ -179,7 +213,15 @@ def fit_out_of_fold(  # one call, named arguments
     )
     model = recipe.fit(rows, scores, seed)
     scorer = FittedScorer(recipe=recipe, model=model, tiers=tuple(tiers), calibration=calibration)
-    return scorer, _calibrate(logits, calibration)
+    return scorer, _calibrate(logits, calibration)[np.argsort(order)]
+
+
+def _fixed_order(labelled: Sequence[LabelledPrompt], seed: int) -> list[int]:
+    """Return the rows' places in an order that their contents and the seed decide, not the file they came from."""
+    keys = [
+        (text_digest(item.prompt.last_user_text, seed), item.prompt.domain or "", item.prompt.id) for item in labelled
+    ]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def load_scorer(kind: str, state: bytes) -> Scorer:

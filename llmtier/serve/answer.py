@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import aiohttp
 
 from llmtier.core.decision import Decision, MissReason, Offer
+from llmtier.core.prompt import Prompt
+from llmtier.core.rule import Rule
 from llmtier.engine.wire import Usage
+from llmtier.score.cache import ScoreCache
 from llmtier.serve.asgi import Headers, Receive, Reply, read_body, run_until_gone
-from llmtier.serve.choose import Choice, Question, choose, find_next_tier
+from llmtier.serve.choose import AUTO_ALIASES, Choice, Question, choose, find_next_tier
 from llmtier.serve.ledger import Flight, PromptSize
 from llmtier.serve.needs import read_needs
 from llmtier.serve.record import FAILOVER, Record, Recorder, RequestOutcome, begin
@@ -28,6 +31,8 @@ from llmtier.serve.relay import (
     relay_events,
     relay_whole,
 )
+from llmtier.serve.rules import find_rule
+from llmtier.serve.signals import SignalReader, make_asker
 from llmtier.serve.sse_relay import SseRelay, read_usage
 from llmtier.serve.state import AppState
 from llmtier.serve.wire import Endpoint, WireRequest, decode_request
@@ -57,6 +62,9 @@ class CompletionHandler:
     def __init__(self, state: AppState, session: aiohttp.ClientSession) -> None:
         self._state = state
         self._session = session
+        scores = _remember_scores(state)
+        state.metrics.score_cache = scores
+        self._scorer = None if scores is None else _read_signals(state, scores, session)
         self._recorder = Recorder(
             pool=state.pool, metrics=state.metrics, traffic=state.traffic, keeps_text=state.log_text
         )
@@ -91,7 +99,7 @@ class CompletionHandler:
             self._recorder.finish(record)
 
     async def _answer(self, record: Record, request: WireRequest, headers: Headers, reply: Reply) -> None:
-        plan = self._plan(record, request, headers)
+        plan = await self._plan(record, request, headers)
         tier: str | None = plan.tier
         tried: list[str] = []
         while tier is not None:
@@ -106,17 +114,21 @@ class CompletionHandler:
             except UpstreamError as failure:
                 tier = self._fail_over(record, plan.decision, tried, failure)
 
-    def _plan(self, record: Record, request: WireRequest, headers: Headers) -> _Plan:
+    async def _plan(self, record: Record, request: WireRequest, headers: Headers) -> _Plan:
         state = self._state
         record.request = request
         record.needs = read_needs(headers, defaults=state.defaults, context_tokens=request.context_tokens)
         size = _size_of(request)
+        prompt = request.to_prompt(record.request_id, domain=record.needs.domain)
+        rules = state.rules if request.model in AUTO_ALIASES else None
+        rule = find_rule(rules, prompt, domain=record.needs.domain, headers=headers)
         question = Question(
             model=request.model,
             needs=record.needs,
-            probabilities=self._score(record, request),
+            probabilities=await self._score(prompt, rule),
             max_tokens=request.max_tokens,
             size=size,
+            rule=rule,
         )
         choice = choose(question, state.pool.states(), policy=state.policy, default_tier=state.default_tier)
         record.choice = choice
@@ -131,10 +143,11 @@ class CompletionHandler:
         )
         return _Plan(request=request, size=size, decision=choice.decision, tier=choice.decision.tier, upstream=upstream)
 
-    def _score(self, record: Record, request: WireRequest) -> Mapping[str, float]:
-        domain = None if record.needs is None else record.needs.domain
-        prompt = request.to_prompt(record.request_id, domain=domain)
-        return {} if self._state.scorer is None or prompt is None else self._state.scorer.probabilities(prompt)
+    async def _score(self, prompt: Prompt | None, rule: Rule | None) -> Mapping[str, float]:
+        """Return P(correct) by tier; nothing where a rule has settled the tier already."""
+        if self._scorer is None or prompt is None or (rule is not None and rule.pin is not None):
+            return {}
+        return await self._scorer.probabilities(prompt)
 
     async def _serve(self, record: Record, plan: _Plan, tier_name: str, reply: Reply, flight: Flight) -> None:
         state = self._state
@@ -196,6 +209,24 @@ class CompletionHandler:
         return following
 
 
+def _read_signals(state: AppState, scores: ScoreCache, session: aiohttp.ClientSession) -> SignalReader:
+    rater = None if state.signals.rater is None else state.pool.tiers[state.signals.rater]
+    return SignalReader(
+        state.signals,
+        scores,
+        policy=state.policy,
+        ask=None if rater is None else make_asker(session, rater),
+        on_failure=lambda signal: state.metrics.signal_failures.labels(signal.value).inc(),
+    )
+
+
+def _remember_scores(state: AppState) -> ScoreCache | None:
+    if state.scorer is None:
+        return None
+    digest = b"" if state.policy is None else bytes.fromhex(state.policy.scorer.sha256)
+    return ScoreCache(state.scorer, capacity=state.limits.cached_scores, digest=digest)
+
+
 def _size_of(request: WireRequest) -> PromptSize:
     if not request.messages:
         return PromptSize(n_tokens=request.n_prompt_tokens)
@@ -216,6 +247,8 @@ def _reject(choice: Choice) -> RequestRefusedError:
 def _announce(reply: Reply, record: Record) -> None:
     reply.headers[b"x-llmtier-tier"] = (record.tier or "").encode()
     reply.headers[b"x-llmtier-reason"] = (record.reason or "").encode()
+    if record.rule is not None:
+        reply.headers[b"x-llmtier-rule"] = record.rule.encode()
     if record.offer is not None:
         reply.headers.update(_predictions(record.offer))
 

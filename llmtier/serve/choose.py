@@ -7,13 +7,15 @@ in, writes nothing, asks no engine. The scorer has already run.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from llmtier.core.decision import Decision, Fallback, MissReason, Offer
+from llmtier.core.decision import Decision, Fallback, MissReason, Offer, Reason
 from llmtier.core.latency_model import LoadState
 from llmtier.core.policy import Policy
 from llmtier.core.profile import TierProfile
 from llmtier.core.requirement import Requirement
+from llmtier.core.rule import Rule
 from llmtier.route.decide import decide, find_misses, pin
 from llmtier.route.predict import accuracy_need, predict
+from llmtier.route.rules import barred_by_cost, barred_by_order
 from llmtier.serve.ledger import CHARACTERS_PER_TOKEN, PromptSize
 from llmtier.serve.needs import Needs
 from llmtier.serve.refusal import RequestRefusedError
@@ -56,6 +58,7 @@ class Question:
         probabilities: Tier name to P(correct) of this prompt; empty without a scorer or without text.
         max_tokens: Longest answer asked for; ``None`` when open.
         size: Of the prompt; ``None`` when unknown, and then it is taken to be as long as those profiled.
+        rule: The user's rule that holds; it moves requests for ``AUTO_ALIASES`` alone.
     """
 
     model: str
@@ -63,6 +66,7 @@ class Question:
     probabilities: Mapping[str, float]
     max_tokens: int | None = None
     size: PromptSize | None = None
+    rule: Rule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,17 +85,37 @@ class Choice:
 def choose(
     question: Question, states: Mapping[str, TierState], *, policy: Policy | None, default_tier: str | None
 ) -> Choice:
-    """Choose the tier that serves.
+    """Choose the tier that serves: the one that was named, else as a rule, the policy or the default says.
 
     Raises:
         RequestRefusedError: 404 for a model that is not served; 400 when nothing is there to route by.
     """
     if question.model not in AUTO_ALIASES:
         return _pin(question, states, question.model, others=())
+    rule = question.rule
+    if rule is None:
+        return _route(question, states, policy, default_tier)
+    if rule.pin is not None:
+        choice = _pin_by_rule(question, states, rule.pin, policy=policy)
+    elif default_tier in (barred := _find_barred(rule, states, policy)) and policy is None:
+        choice = _pin_by_rule(question, states, rule.tier, barred=barred)
+    else:
+        choice = _route(question, states, policy, default_tier, barred=barred)
+    return replace(choice, decision=replace(choice.decision, rule=rule.name))
+
+
+def _route(
+    question: Question,
+    states: Mapping[str, TierState],
+    policy: Policy | None,
+    default_tier: str | None,
+    *,
+    barred: Collection[str] = (),
+) -> Choice:
     if policy is not None:
-        return _choose_by_policy(question, states, policy)
+        return _choose_by_policy(question, states, policy, barred)
     if default_tier is not None:
-        return _pin(question, states, default_tier, others=states.values())
+        return _pin(question, states, default_tier, others=states.values(), barred=barred)
     offers = tuple(make_offer(question, state) for state in states.values())
     if all(offer.unusable not in _ROUTABLE for offer in offers):
         raise RequestRefusedError(
@@ -101,20 +125,23 @@ def choose(
             param="model",
         )
     requirement = question.needs.requirement
-    return Choice(decision=decide(requirement, offers, fallback=Fallback.MOST_ACCURATE), requirement=requirement)
+    decision = decide(requirement, offers, fallback=Fallback.MOST_ACCURATE, barred=barred)
+    return Choice(decision=decision, requirement=requirement)
 
 
 def find_next_tier(decision: Decision, *, tried: Collection[str]) -> str | None:
     """Return where a failed request goes: tiers without a miss first, then the most accurate.
 
-    ``None`` when none is left that could answer.
+    Those that a rule bars come last. ``None`` when none is left that could answer.
     """
     missed = {miss.tier for miss in decision.misses}
+    barred = {miss.tier for miss in decision.misses if miss.reason is MissReason.RULE}
     hopeless = {miss.tier for miss in decision.misses if miss.reason in _HOPELESS}
     left = [offer for offer in decision.offers if offer.tier not in hopeless and offer.tier not in tried]
 
-    def rank(offer: Offer) -> tuple[bool, float, str]:
-        return (offer.tier in missed, -1.0 if offer.accuracy is None else -offer.accuracy, offer.tier)
+    def rank(offer: Offer) -> tuple[bool, bool, float, str]:
+        accuracy = -1.0 if offer.accuracy is None else offer.accuracy
+        return (offer.tier in barred, offer.tier in missed, -accuracy, offer.tier)
 
     return min(left, key=rank).tier if left else None
 
@@ -142,27 +169,68 @@ def make_offer(question: Question, state: TierState) -> Offer:
     )
 
 
-def _choose_by_policy(question: Question, states: Mapping[str, TierState], policy: Policy) -> Choice:
-    candidates = [states[tier.name] for tier in policy.tiers if tier.name in states]
+def _choose_by_policy(
+    question: Question, states: Mapping[str, TierState], policy: Policy, barred: Collection[str]
+) -> Choice:
+    candidates = _ranked_by(policy, states)
+    gap = policy.gap_of(question.needs.domain)
     need = accuracy_need(
         _known_accuracies(question, candidates),
         reference=policy.reference,
-        max_gap=policy.max_accuracy_gap,
+        max_gap=gap or 0.0,
         floor=question.needs.requirement.accuracy,
     )
     requirement = replace(question.needs.requirement, accuracy=need)
     offers = [make_offer(question, state) for state in candidates]
-    return Choice(decision=decide(requirement, offers, fallback=policy.fallback), requirement=requirement)
+    if gap is None:  # nothing is certified there, so nothing is believed of the others
+        offers = [offer if offer.tier == policy.reference else replace(offer, accuracy=None) for offer in offers]
+    decision = decide(requirement, offers, fallback=policy.fallback, barred=barred)
+    return Choice(decision=decision, requirement=requirement)
 
 
-def _pin(question: Question, states: Mapping[str, TierState], tier: str, *, others: Iterable[TierState]) -> Choice:
+def _ranked_by(policy: Policy, states: Mapping[str, TierState]) -> list[TierState]:
+    return [states[tier.name] for tier in policy.tiers if tier.name in states]
+
+
+def _find_barred(rule: Rule, states: Mapping[str, TierState], policy: Policy | None) -> frozenset[str]:
+    """Return the tiers that a rule of a least tier forbids: by the policy's order, else by measured cost."""
+    if policy is not None:
+        return barred_by_order(rule.tier, [tier.name for tier in policy.tiers])
+    costs = {name: None if state.profile is None else state.profile.cost for name, state in states.items()}
+    return barred_by_cost(
+        rule.tier, {name: None if cost is None else cost.usd_per_request for name, cost in costs.items()}
+    )
+
+
+def _pin_by_rule(
+    question: Question,
+    states: Mapping[str, TierState],
+    tier: str,
+    *,
+    policy: Policy | None = None,
+    barred: Collection[str] = (),
+) -> Choice:
+    """Pin to a rule's tier; unlike a client's own pin, another tier may stand in when it fails."""
+    others = states.values() if policy is None else _ranked_by(policy, states)
+    choice = _pin(question, states, tier, others=others, barred=barred)
+    return replace(choice, decision=replace(choice.decision, reason=Reason.RULE))
+
+
+def _pin(
+    question: Question,
+    states: Mapping[str, TierState],
+    tier: str,
+    *,
+    others: Iterable[TierState],
+    barred: Collection[str] = (),
+) -> Choice:
     if tier not in states:
         names = ", ".join((AUTO_ALIASES[0], *states))
         message = f"model {tier!r} is not served here; served: {names}"
         raise RequestRefusedError(message, status=404, code="model_not_found", param="model")
     offers = [make_offer(question, state) for state in (states[tier], *(o for o in others if o.name != tier))]
     requirement = question.needs.requirement
-    misses = tuple(miss for offer in offers for miss in find_misses(requirement, offer))
+    misses = tuple(miss for offer in offers for miss in find_misses(requirement, offer, barred))
     return Choice(decision=replace(pin(tier, offers), misses=misses), requirement=requirement)
 
 

@@ -4,11 +4,16 @@ Written by ``record.py``; rendered at ``/metrics``. Labels are bounded: tier nam
 outcomes, never anything a client chose.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
+from llmtier.score.cache import ScoreCache
 from llmtier.serve.pool import TierPool
 
 NO_TIER = "none"
@@ -24,6 +29,9 @@ class Metrics:
 
     Args:
         pool: Where the in-flight gauge reads.
+
+    Attributes:
+        score_cache: Where the counts of remembered scores are read; ``None`` counts nothing.
     """
 
     content_type = CONTENT_TYPE_LATEST.encode()
@@ -31,6 +39,8 @@ class Metrics:
     def __init__(self, pool: TierPool) -> None:
         registry = CollectorRegistry()
         self._registry = registry
+        self.score_cache: ScoreCache | None = None
+        registry.register(_ScoreCacheCounts(self))
         self.requests = Counter(
             "llmtier_requests", "Requests by the tier that ended them.", ["tier", "outcome"], registry=registry
         )
@@ -53,6 +63,12 @@ class Metrics:
         self.log_dropped = Counter(
             "llmtier_log_dropped", "Traffic-log rows lost: queue full or disk failing.", registry=registry
         )
+        self.signal_failures = Counter(
+            "llmtier_signal_failures",
+            "Prompts scored without an embedding or a rating that could not be had.",
+            ["signal"],
+            registry=registry,
+        )
         inflight = Gauge("llmtier_tier_inflight", "Requests on the tier now.", ["tier"], registry=registry)
         healthy = Gauge("llmtier_tier_healthy", "1 while the tier's engine answers.", ["tier"], registry=registry)
         for name in pool.tiers:
@@ -62,3 +78,17 @@ class Metrics:
     def render(self) -> bytes:
         """Return the text exposition."""
         return generate_latest(self._registry)
+
+
+class _ScoreCacheCounts(Collector):
+    """Reads a cache's own counts when a page is made, so that a request pays nothing for them."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    @override
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        cache = self._metrics.score_cache
+        n_hits, n_misses = (0, 0) if cache is None else (cache.n_hits, cache.n_misses)
+        yield CounterMetricFamily("llmtier_score_cache_hits", "Prompts whose scores were remembered.", n_hits)
+        yield CounterMetricFamily("llmtier_score_cache_misses", "Prompts that the scorer was asked.", n_misses)

@@ -98,6 +98,11 @@ class Record:
         return None if self.choice is None else self.choice.decision
 
     @property
+    def rule(self) -> str | None:
+        """Name of the user's rule that held."""
+        return None if self.decision is None else self.decision.rule
+
+    @property
     def offer(self) -> Offer | None:
         """What was predicted of the tier that answered."""
         offers = () if self.decision is None else self.decision.offers
@@ -161,6 +166,7 @@ def _log_line(record: Record, usd: float | None) -> None:
         "request_id": record.request_id,
         "tier": record.tier,
         "reason": record.reason,
+        "rule": record.rule,
         "outcome": record.outcome.value,
         "status": record.status,
         "misses": _describe_misses(record),

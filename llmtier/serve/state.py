@@ -2,40 +2,36 @@
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
 
 from llmtier.core.policy import Policy
-from llmtier.core.prompt import Prompt
 from llmtier.core.requirement import Requirement
+from llmtier.route.rules import RuleBook
+from llmtier.score.cache import CAPACITY, PromptScorer
 from llmtier.serve.log import TrafficLog
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.pool import TierPool
 from llmtier.serve.relay import Deadlines
-
-
-class PromptScorer(Protocol):
-    """The part of ``score.scorer.Scorer`` that routing needs."""
-
-    def probabilities(self, prompt: Prompt) -> Mapping[str, float]:
-        """Return P(correct) by tier name."""
+from llmtier.serve.signals import SignalPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The bounds of what a client may send and how often engines are asked for their health.
+    """The bounds of what a client may send, how often engines are asked for their health, and what is kept.
 
     Attributes:
         body_bytes: Longest request body.
         body_s: Longest wait for it.
         health_interval_s: Time between two health probes of a tier.
+        cached_scores: Prompts whose scores are remembered; 0 remembers none.
     """
 
     body_bytes: int = 10_000_000
     body_s: float = 30.0
     health_interval_s: float = 2.0
+    cached_scores: int = CAPACITY
 
 
 def utc_now() -> datetime:
@@ -57,6 +53,8 @@ class AppState:
         metrics: Where requests are counted.
         policy: What ``auto`` obeys; ``None`` routes by profiles or to ``default_tier``.
         scorer: The policy's scorer; ``None`` without a policy.
+        signals: How the signals are got that the scorer reads.
+        rules: The user's own, which come before the scorer; ``None`` when there are none.
         default_tier: Where ``auto`` goes without a policy.
         defaults: Limits of a request that states none.
         traffic: The traffic log, not yet started; ``None`` when none is kept.
@@ -68,6 +66,8 @@ class AppState:
     metrics: Metrics
     policy: Policy | None = None
     scorer: PromptScorer | None = None
+    signals: SignalPlan = field(default_factory=SignalPlan)
+    rules: RuleBook | None = None
     default_tier: str | None = None
     defaults: Requirement = field(default_factory=Requirement)
     deadlines: Deadlines = field(default_factory=Deadlines)

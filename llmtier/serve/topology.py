@@ -78,5 +78,27 @@ def check_policy(policy: Policy, digests: Mapping[str, str | None]) -> None:
         )
 
 
+def check_profiles(policy: Policy, digests: Mapping[str, str]) -> None:
+    """Check that the costs which a policy was fitted with are those of the present profiles.
+
+    Args:
+        policy: What ``auto`` would obey.
+        digests: Tier name to digest of its profile; a tier without one is ineligible anyway.
+
+    Raises:
+        PlanError: A profile was measured again.
+    """
+    changed = [
+        tier.name
+        for tier in policy.tiers
+        if tier.profile_digest is not None and digests.get(tier.name, tier.profile_digest) != tier.profile_digest
+    ]
+    if changed:
+        raise PlanError(
+            f"the profile of {', '.join(changed)} was measured again since the policy was fitted, so its costs no "
+            "longer hold; run 'llmtier fit-thresholds' again, or serve anyway with --force"
+        )
+
+
 def _is_uncovered(tier: str, neighbour: str, profiles: Mapping[str, TierProfile]) -> bool:
     return tier in profiles and neighbour not in profiles[tier].co_tenants

@@ -102,7 +102,14 @@ def platt(logits: Vector, targets: Vector) -> Platt:
         value = np.logaddexp(0.0, scaled).sum() - pulled @ scaled + 0.5 * lean * lean
         return float(value), np.array([residuals @ logits + lean, residuals.sum()])
 
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)])
+    found = minimize(
+        loss,
+        np.array([1.0, 0.0]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0.0, None), (None, None)],
+        options={"ftol": 1e-14, "gtol": 1e-9},  # or the result depends on the order of the rows in its third digit
+    )
     return Platt(slope=float(found.x[0]), offset=float(found.x[1]))
 
 

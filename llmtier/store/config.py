@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llmtier.core.errors import ConfigError
-from llmtier.store.config_errors import duplicate_names, find_problems, to_error, unknown_default
+from llmtier.store.config_errors import duplicate_names, faulty_rules, find_problems, to_error, unknown_default
 from llmtier.store.config_model import Config
 from llmtier.store.config_tree import parse_tree
 
@@ -31,7 +31,7 @@ def load_config(path: Path, *, environ: Mapping[str, str] | None = None) -> Conf
         config = Config.model_validate(document, context={"folder": path.absolute().parent})
     except ValidationError as exc:
         raise to_error(find_problems(exc, root), path=path) from exc
-    problems = [*duplicate_names(config, root), *unknown_default(config, root)]
+    problems = [*duplicate_names(config, root), *unknown_default(config, root), *faulty_rules(config, root)]
     if problems:
         raise to_error(problems, path=path)
     return config

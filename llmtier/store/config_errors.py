@@ -61,6 +61,24 @@ def unknown_default(config: Config, root: Node) -> Iterator[Problem]:
         yield Problem(line=line, message=f"gateway.default_tier: no tier {wanted!r}; {_suggest(wanted, names, 'name')}")
 
 
+def faulty_rules(config: Config, root: Node) -> Iterator[Problem]:
+    """Yield a problem for each rule that speaks of a tier which is none, or has another's name."""
+    names = [tier.name for tier in config.tiers]
+    seen: dict[str, int] = {}
+    for index, rule in enumerate(config.routing.to_rules()):
+        place = ("routing", "rules", index)
+        line = line_of(find_node(root, place)[0])
+        if rule.name in seen:
+            where = f"first on line {seen[rule.name]}; give one of them another 'name'"
+            yield Problem(line=line, message=f"rule name {rule.name!r} stands twice, {where}")
+        seen.setdefault(rule.name, line)
+        if rule.tier not in names:
+            key = "pin" if rule.least_tier is None else "least_tier"
+            advice = _suggest(rule.tier, names, "name")
+            line = line_of(find_node(root, (*place, key))[0])
+            yield Problem(line=line, message=f"{place_name((*place, key))}: no tier {rule.tier!r}; {advice}")
+
+
 def _to_problem(details: ErrorDetails, root: Node) -> Problem:
     location = details["loc"]
     if details["type"] == "invalid_key" or location[-1:] == ("[key]",):

@@ -5,6 +5,7 @@ lies; nothing here touches the disk except to tell a model's folder from a hub i
 """
 
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -24,8 +25,10 @@ from pydantic import (
 from llmtier.core.device import Device, DeviceKind, parse_device
 from llmtier.core.errors import UsageError
 from llmtier.core.requirement import Requirement
+from llmtier.core.rule import Condition, Rule
 from llmtier.core.tier import Scheme, default_tier_name
 from llmtier.store.names import check_tier_name
+from llmtier.store.patterns import compile_pattern
 
 
 def _folder(info: ValidationInfo) -> Path:
@@ -51,6 +54,19 @@ def _parse_device(value: object) -> object:
 
 ConfigPath = Annotated[Path, AfterValidator(_resolve)]
 """A path, made absolute from the config's folder."""
+
+
+_SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
+"""Headers whose values are secrets, which a configuration must not hold."""
+
+
+def _check_header(name: str) -> None:
+    if not re.fullmatch(r"[a-z0-9!#$%&'*+.^_`|~-]+", name):
+        raise ValueError(f"{name!r} is no name of a header")
+    if name in _SECRET_HEADERS:
+        raise ValueError(f"the value of {name!r} is a secret; match the bearer token with 'key_sha256'")
+    if name.startswith("x-llmtier-"):
+        raise ValueError(f"{name!r} states a need, which the gateway reads itself; match a label with 'domain'")
 
 
 class _Model(BaseModel):
@@ -217,6 +233,114 @@ class LoadConfig(_Model):
         return value
 
 
+class ConditionConfig(_Model):
+    """The ``when`` of a rule: everything that is given must hold of a request.
+
+    Attributes:
+        pattern: Searched for in the text that scorers read; linear-time syntax, see ``store.patterns``.
+        domain: The request's label, exactly.
+        header: Request headers, whatever the case of their names, and their exact values.
+        key_sha256: Of the bearer token, in hex.
+        min_chars: Fewest characters of all messages together.
+    """
+
+    pattern: str | None = None
+    domain: str | None = Field(default=None, min_length=1)
+    header: dict[str, str] = Field(default_factory=dict)
+    key_sha256: str | None = None
+    min_chars: int | None = Field(default=None, ge=0)
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            compile_pattern(pattern)
+        return pattern
+
+    @field_validator("header")
+    @classmethod
+    def _readable(cls, header: dict[str, str]) -> dict[str, str]:
+        lowered = {name.lower(): value for name, value in header.items()}
+        if len(lowered) != len(header):
+            raise ValueError(f"a header is named twice: {', '.join(header)}")
+        for name in lowered:
+            _check_header(name)
+        return lowered
+
+    @field_validator("key_sha256")
+    @classmethod
+    def _is_digest(cls, digest: str | None) -> str | None:
+        # The value is not shown: it may be the key itself, put here by mistake.
+        if digest is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            raise ValueError('expected the key\'s sha256, 64 hex digits: printf %s "$KEY" | sha256sum')
+        return None if digest is None else digest.lower()
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if self.to_condition().is_empty:
+            raise ValueError(f"needs at least one condition: {', '.join(ConditionConfig.model_fields)}")
+        return self
+
+    def to_condition(self) -> Condition:
+        """Return it as plain data."""
+        return Condition(
+            pattern=self.pattern,
+            domain=self.domain,
+            headers=tuple(self.header.items()),
+            key_sha256=self.key_sha256,
+            min_characters=self.min_chars,
+        )
+
+
+class RuleConfig(_Model):
+    """One of ``routing.rules``; exactly one of the two tiers is given.
+
+    Attributes:
+        name: Shown in logs and in the header ``x-llmtier-rule``; ``rule-1`` and so on when the file gives none.
+        when: Which requests it is for.
+        least_tier: Tiers cheaper than this one may not be chosen.
+        pin: The tier that serves.
+    """
+
+    name: str | None = Field(default=None, pattern=r"^[!-~]([ -~]{0,98}[!-~])?$")
+    when: ConditionConfig
+    least_tier: str | None = None
+    pin: str | None = None
+
+    @model_validator(mode="after")
+    def _says_where(self) -> Self:
+        if (self.least_tier is None) == (self.pin is None):
+            raise ValueError("a rule needs either 'least_tier' or 'pin', and not both")
+        return self
+
+    def to_rule(self, index: int) -> Rule:
+        """Return it as plain data; ``index`` is its place in the file, from 0."""
+        name = self.name or f"rule-{index + 1}"
+        return Rule(name=name, when=self.when.to_condition(), least_tier=self.least_tier, pin=self.pin)
+
+
+class RoutingConfig(_Model):
+    """What the user demands of routing, and what scorers that read more than the text are given.
+
+    Attributes:
+        rules: The first that holds wins, before any scorer is asked.
+        embedder: Folder that ``llmtier embedder export`` wrote; for ``semantic`` and ``learned+semantic``.
+        rater: Tier that rates how hard a prompt is; for ``self_assess`` and ``hybrid``.
+        rating_band: How far a prompt's gain may lie from the policy's gap to be rated; ``None`` rates every one.
+        rating_timeout_s: Longest wait for a rating.
+    """
+
+    rules: tuple[RuleConfig, ...] = ()
+    embedder: ConfigPath | None = None
+    rater: str | None = None
+    rating_band: float | None = Field(default=None, ge=0, le=1)
+    rating_timeout_s: float = Field(default=2.0, gt=0)
+
+    def to_rules(self) -> tuple[Rule, ...]:
+        """Return the rules as plain data, in the file's order."""
+        return tuple(rule.to_rule(index) for index, rule in enumerate(self.rules))
+
+
 class GatewayConfig(_Model):
     """How ``serve`` listens.
 
@@ -254,6 +378,7 @@ class Config(_Model):
     tiers: list[TierConfig] = Field(min_length=1)
     slo: SloConfig = Field(default_factory=SloConfig)
     load: LoadConfig = Field(default_factory=LoadConfig)
+    routing: RoutingConfig = Field(default_factory=RoutingConfig)
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
 
     def tier(self, name: str) -> TierConfig:

@@ -2,7 +2,8 @@
 
 Understands the gateway's traffic log, batch input files of the OpenAI API
 (``custom_id`` and ``body``) and LiteLLM spend logs (``request_id``, ``startTime`` and
-``messages`` or ``proxy_server_request``). Pure: rows in, rows out.
+``messages`` or ``proxy_server_request``), whether JSON lines, Parquet or CSV held them; labels that a user
+added to the rows stay. Pure: rows in, rows out.
 """
 
 import json
@@ -14,21 +15,29 @@ from llmtier.store.parquet import Row
 
 LOG_TEXT_ADVICE = "the log holds no texts; set 'gateway.log_text: true' in llmtier.yaml and record again"
 SPEND_TEXT_ADVICE = "the log holds no texts; set 'store_prompts_in_spend_logs: true' in LiteLLM and record again"
+BATCH_OUTPUT_ADVICE = (
+    "it is a line of a batch's output, which holds no prompt; give the batch's input file, whose lines have 'body'"
+)
+_LABELS = ("domain", "answer", "scorer", "scores", "output_tokens_by_tier", "confidences", "weight", "rating")
 
 
 def adapt_row(row: Row) -> Row | None:
     """Return the row as a prompt file has it; ``None`` when a log kept no text of it.
 
     Raises:
-        ValueError: It is a log's row whose JSON or instant cannot be read.
+        ValueError: It is a log's row whose JSON or instant cannot be read, or one of a batch's output.
     """
     if "messages_json" in row:
-        return _adapt_traffic(row)
-    if isinstance(row.get("body"), dict) and "custom_id" in row:
-        return _adapt_batch(row)
-    if "startTime" in row and "request_id" in row:
-        return _adapt_spend(row)
-    return row
+        adapted = _adapt_traffic(row)
+    elif "custom_id" in row and isinstance(row.get("body"), dict):
+        adapted = _adapt_batch(row)
+    elif "custom_id" in row and "response" in row:
+        raise ValueError(BATCH_OUTPUT_ADVICE)
+    elif "startTime" in row and "request_id" in row:
+        adapted = _adapt_spend(row)
+    else:
+        return row
+    return adapted and {**adapted, **{key: row[key] for key in _LABELS if row.get(key) is not None}}
 
 
 def text_advice(row: Row) -> str:
@@ -58,7 +67,6 @@ def _adapt_traffic(row: Row) -> Row | None:
     return {
         "id": row.get("request_id"),
         "messages": _unpack(row["messages_json"]),
-        "domain": row.get("domain"),
         "received_at": _parse_instant(row.get("received_at")),
     }
 
@@ -67,9 +75,17 @@ def _adapt_batch(row: Row) -> Row:
     body = row["body"]
     return {
         "id": row["custom_id"],
-        "messages": body.get("messages"),
-        "max_tokens": body.get("max_completion_tokens") or body.get("max_tokens"),
+        **_batch_text(body),
+        "max_tokens": body.get("max_completion_tokens") or body.get("max_output_tokens") or body.get("max_tokens"),
     }
+
+
+def _batch_text(body: Row) -> Row:
+    """Return the text of a chat, a completion (``prompt``) or a response (``input``)."""
+    text = body.get("prompt", body.get("input"))
+    if body.get("messages") is None and isinstance(text, str):
+        return {"prompt": text}
+    return {"messages": body.get("messages") or text}
 
 
 def _adapt_spend(row: Row) -> Row | None:

@@ -1,67 +1,55 @@
 """Outcomes: prompts with their score on each tier, what ``fit-thresholds`` learns from.
 
-Reads Parquet or JSON lines (``prompt`` or ``messages``, ``scores`` by tier, optional
-``output_tokens_by_tier``), writes Parquet, and keeps a journal ``<path>.partial.jsonl`` so that
-an interrupted replay loses nothing it has paid for.
+Reads Parquet, JSON lines or CSV (``prompt`` or ``messages``, ``scores`` by tier, optional ``output_tokens_by_tier``,
+``weight``, ``rating``, ``confidences``) and the logs that ``prompts`` knows, writes Parquet, and keeps a journal
+``<path>.partial.jsonl`` so that an interrupted replay loses nothing it has paid for.
 """
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llmtier.core.errors import InputFileError, UsageError
 from llmtier.core.prompt import LabelledPrompt, Outcome
 from llmtier.core.provenance import Provenance
 from llmtier.store.atomic import disk_errors, write_all
-from llmtier.store.documents import Decoder, describe
+from llmtier.store.columns import ColumnMap
+from llmtier.store.documents import Decoder
 from llmtier.store.jsonl import format_line, parse_line
-from llmtier.store.parquet import Column, Row, read_file, write_rows
-from llmtier.store.prompt_rows import PROMPT_COLUMNS, to_row
-from llmtier.store.prompts import FileRow, adapt_rows, check_unique_ids, is_parquet, parse_prompt, read_file_rows
+from llmtier.store.outcome_loader import OutcomeLoader, describe_rows
+from llmtier.store.outcome_rows import OUTCOME_COLUMNS, to_outcome_row
+from llmtier.store.parquet import read_file, write_rows
+from llmtier.store.prompts import is_parquet
 
-OUTCOME_COLUMNS = (
-    *PROMPT_COLUMNS,
-    Column("scores", "scores", unit="1"),
-    Column("output_tokens_by_tier", "counts", unit="tokens"),
-)
-
-
-class _Labels(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    scores: dict[str, float]
-    output_tokens_by_tier: dict[str, int] = Field(default_factory=dict)
-
-    @field_validator("scores", "output_tokens_by_tier", mode="before")
-    @classmethod
-    def _drop_absent(cls, value: object) -> object:
-        """Accept a map as pairs and a struct with nulls, the two forms Parquet has."""
-        if value is None:
-            return {}
-        if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):
-            value = dict(value)
-        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
-
-    @field_validator("scores")
-    @classmethod
-    def _in_range(cls, scores: dict[str, float]) -> dict[str, float]:
-        check_scores(scores)
-        return scores
+__all__ = [
+    "OUTCOME_COLUMNS",
+    "OutcomeSet",
+    "append_outcomes_part",
+    "discard_outcomes_parts",
+    "journal_path",
+    "load_outcomes",
+    "read_outcomes",
+    "read_outcomes_parts",
+    "write_outcomes",
+]
 
 
-def check_scores(scores: dict[str, float]) -> None:
-    """Refuse a score outside [0, 1], NaN included.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeSet:
+    """What was read of outcomes.
 
-    Raises:
-        ValueError: Names tier and score.
+    Attributes:
+        rows: One a prompt, in the order they came; a sample of them when a bound was asked for.
+        n_read: Rows that the files held.
+        warnings: A sentence each, with counts: rows left out, duplicates, tiers of one score only.
     """
-    for tier, score in scores.items():
-        if not 0.0 <= score <= 1.0:
-            raise ValueError(f"score of {tier} must lie in [0, 1], got {score}")
+
+    rows: tuple[LabelledPrompt, ...]
+    n_read: int
+    warnings: tuple[str, ...]
 
 
 def write_outcomes(path: Path, labelled: Sequence[LabelledPrompt], *, provenance: Provenance) -> None:
@@ -69,26 +57,57 @@ def write_outcomes(path: Path, labelled: Sequence[LabelledPrompt], *, provenance
 
     Raises:
         UsageError: ``path`` does not end in ``.parquet``.
-        ValueError: A score is outside [0, 1].
+        ValueError: A score is outside [0, 1], or a confidence is no finite number.
         DiskError: The file system refused.
     """
     if not is_parquet(path):
         raise UsageError(f"{path}: outcomes are written as Parquet; let the name end in .parquet")
-    write_rows(path, [_to_row(row) for row in labelled], OUTCOME_COLUMNS, artifact="outcomes", provenance=provenance)
+    rows = [to_outcome_row(row) for row in labelled]
+    write_rows(path, rows, OUTCOME_COLUMNS, artifact="outcomes", provenance=provenance)
+
+
+def load_outcomes(
+    paths: Sequence[Path],
+    *,
+    columns: Mapping[str, str] | None = None,
+    max_rows: int | None = None,
+    seed: int = 0,
+    known_tiers: Collection[str] | None = None,
+) -> OutcomeSet:
+    """Read labelled prompts; the same id in several files becomes one row with all its scores.
+
+    Files are streamed. Without ``max_rows`` every prompt is held, for a later file may add to it; with it, that many
+    and 8 bytes for each row of the file being read. Rows that state no id are never joined.
+
+    Args:
+        paths: Files, or folders of traffic logs.
+        columns: Our name of a column to the files', where they differ: ``prompt``, ``domain``, ``id``, ``answer``,
+            ``arrival_s``, ``score:<tier>``, ``output_tokens:<tier>`` and the like.
+        max_rows: How many prompts to keep. Which depends on their ids and the seed, not on order or files; of rows
+            without ids, on their contents.
+        seed: Of that choice.
+        known_tiers: The tiers that scores may be of; ``None`` for any.
+
+    Raises:
+        InputFileError: A file is absent, empty, malformed or holds no prompt with text; an id stands twice in one;
+            two files disagree on an id; a tier is not known; a mapped column is nowhere.
+        UsageError: ``columns`` has a name that is none of ours, or ``max_rows`` is less than one.
+    """
+    names = ColumnMap(columns)
+    loader = OutcomeLoader(columns=names, max_rows=max_rows, seed=seed, known_tiers=known_tiers)
+    n_of_stem = Counter(path.stem for path in paths)
+    for path in paths:
+        loader.read(path, stem=None if n_of_stem[path.stem] == 1 else str(path.with_suffix("")))
+    names.check_seen()
+    rows = loader.rows()
+    if not rows:
+        raise InputFileError("no row holds a prompt with text", path=paths[0] if len(paths) == 1 else None)
+    return OutcomeSet(rows=rows, n_read=loader.n_read, warnings=(*loader.left_out(), *describe_rows(rows)))
 
 
 def read_outcomes(paths: Sequence[Path]) -> list[LabelledPrompt]:
-    """Read labelled prompts; the same prompt in several files becomes one row with all its scores.
-
-    Raises:
-        InputFileError: A file is absent, empty or malformed, or two files disagree on an id or a score.
-    """
-    merged: dict[str, LabelledPrompt] = {}
-    for path in paths:
-        for labelled in _read_file(path):
-            known = merged.get(labelled.prompt.id)
-            merged[labelled.prompt.id] = labelled if known is None else _merge(known, labelled, path=path)
-    return list(merged.values())
+    """Read labelled prompts as ``load_outcomes`` does, for callers that want no more than the rows."""
+    return list(load_outcomes(paths).rows)
 
 
 def journal_path(path: Path) -> Path:
@@ -159,45 +178,3 @@ def _append_synced(descriptor: int, data: bytes, *, size: int) -> None:
     except OSError:
         os.ftruncate(descriptor, size)
         raise
-
-
-def _to_row(labelled: LabelledPrompt) -> Row:
-    check_scores(dict(labelled.scores))
-    return {
-        **to_row(labelled.prompt),
-        "scores": list(labelled.scores.items()),
-        "output_tokens_by_tier": list(labelled.output_tokens.items()),
-    }
-
-
-def _read_file(path: Path) -> list[LabelledPrompt]:
-    rows = adapt_rows(read_file_rows(path))
-    labelled = [_parse(row) for row in rows]
-    check_unique_ids(rows, [row.prompt for row in labelled])
-    return labelled
-
-
-def _parse(row: FileRow) -> LabelledPrompt:
-    try:
-        labels = _Labels.model_validate(row.values)
-    except ValidationError as exc:
-        raise row.error(describe(exc)) from exc
-    return LabelledPrompt(prompt=parse_prompt(row), scores=labels.scores, output_tokens=labels.output_tokens_by_tier)
-
-
-def _merge(first: LabelledPrompt, second: LabelledPrompt, *, path: Path) -> LabelledPrompt:
-    name = first.prompt.id
-    if first.prompt.messages != second.prompt.messages:
-        raise InputFileError(
-            f"id {name!r} is another prompt in an earlier file; make ids unique over the files", path=path
-        )
-    for tier in first.scores.keys() & second.scores.keys():
-        if first.scores[tier] != second.scores[tier]:
-            raise InputFileError(
-                f"id {name!r} has another score of {tier} in an earlier file; leave one out", path=path
-            )
-    return replace(
-        first,
-        scores={**first.scores, **second.scores},
-        output_tokens={**first.output_tokens, **second.output_tokens},
-    )

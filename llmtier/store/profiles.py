@@ -20,6 +20,7 @@ from llmtier.core.profile import Cost, TierProfile
 from llmtier.core.provenance import Provenance
 from llmtier.core.tier import EngineIdentity
 from llmtier.store.atomic import staged_directory, write_bytes, write_json
+from llmtier.store.digests import file_sha256
 from llmtier.store.documents import SCHEMA_VERSION, Decoder, read_document
 from llmtier.store.latency_models import LATENCY_MODEL_NAME, decode_latency_model, encode_latency_model
 from llmtier.store.names import check_tier_name
@@ -267,6 +268,11 @@ def read_profiles(root: Path, hardware_slug: str | None = None) -> dict[str, Tie
     """Read every profile under ``root`` by tier name; arguments and errors as ``find_profiles`` and ``read_profile``."""
     profiles = [read_profile(folder) for folder in find_profiles(root, hardware_slug).values()]
     return {profile.tier: profile for profile in profiles}
+
+
+def digest_profiles(root: Path, hardware_slug: str | None = None) -> dict[str, str]:
+    """Return the sha256 of each profile's manifest, which holds the digests of the rest; errors as ``find_profiles``."""
+    return {tier: file_sha256(folder / MANIFEST_NAME) for tier, folder in find_profiles(root, hardware_slug).items()}
 
 
 def read_requests(directory: Path) -> list[RequestRow]:

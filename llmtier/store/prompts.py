@@ -1,10 +1,11 @@
 """Prompt files: evaluation sets and logs of what was asked.
 
-Reads JSON lines or Parquet with ``messages`` or ``prompt`` per row, the gateway's traffic log,
-OpenAI batch files and LiteLLM spend logs; writes the first two.
+Reads JSON lines, Parquet or CSV with ``messages`` or ``prompt`` per row, the gateway's traffic log,
+OpenAI batch files and LiteLLM spend logs; writes the first two. ``stream_rows`` holds one row at a time, or one batch
+of a Parquet file.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from pydantic import ValidationError
 
 from llmtier.core.errors import InputFileError
 from llmtier.core.prompt import Prompt
-from llmtier.store.documents import check_schema_version, describe
-from llmtier.store.jsonl import read_jsonl, write_jsonl
+from llmtier.store.columns import TEXT_COLUMNS, ColumnMap
+from llmtier.store.csv_rows import is_csv, parse_cells, read_csv_rows
+from llmtier.store.documents import describe, shorten
+from llmtier.store.jsonl import write_jsonl
 from llmtier.store.logs import adapt_row, set_arrivals, text_advice
-from llmtier.store.parquet import Row, read_any, write_rows
-from llmtier.store.prompt_rows import PROMPT_COLUMNS, PromptRow, to_row
+from llmtier.store.parquet import Row, write_rows
+from llmtier.store.parquet_batches import read_parquet_rows
+from llmtier.store.prompt_rows import PROMPT_COLUMNS, PromptRow, plain_prompt, to_row
+from llmtier.store.text_rows import read_json_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +39,23 @@ class FileRow:
         return InputFileError(message, path=self.path, line=self.number)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path, *, columns: Mapping[str, str] | None = None) -> list[Prompt]:
     """Read every prompt of a file, or of a folder of traffic logs.
 
     A row without ``id`` is named ``<stem>-<n>``. Of a log, rows without text are skipped.
 
+    Args:
+        path: The file or folder.
+        columns: Our name of a column to the file's, where they differ.
+
     Raises:
         InputFileError: The file is absent or empty, a row is malformed, an id stands twice, or a log holds no text.
+        UsageError: ``columns`` has a name that is none of ours.
     """
-    rows = adapt_rows(read_file_rows(path))
+    names = ColumnMap(columns)
+    found = list(stream_rows(path, columns=names))
+    names.check_seen()
+    rows = adapt_rows(found)
     prompts = [parse_prompt(row) for row in rows]
     check_unique_ids(rows, prompts)
     return prompts
@@ -61,19 +74,27 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
         write_jsonl(path, [{key: value for key, value in row.items() if value is not None} for row in rows])
 
 
-def read_file_rows(path: Path) -> list[FileRow]:
-    """Read the rows of a file as they are, or of every traffic log in a folder.
+def stream_rows(path: Path, *, columns: ColumnMap) -> Iterator[FileRow]:
+    """Yield the rows of a file under our names, or of every traffic log in a folder; logs keep their form.
 
     Raises:
         InputFileError: The file is absent, malformed or empty.
     """
     if path.is_dir():
-        return [row for file in traffic_files(path) for row in read_file_rows(file)]
-    numbered = enumerate(_read_parquet(path), start=1) if is_parquet(path) else read_jsonl(path)
-    rows = [FileRow(path=path, number=number, values=values) for number, values in numbered]
-    if not rows:
+        for file in traffic_files(path):
+            yield from stream_rows(file, columns=columns)
+        return
+    is_text = is_csv(path)
+    is_empty = True
+    for number, found in _numbered_rows(path, columns):
+        try:
+            named = columns.apply(found)
+        except ValueError as exc:
+            raise FileRow(path=path, number=number, values=found).error(str(exc)) from exc
+        is_empty = False
+        yield FileRow(path=path, number=number, values=parse_cells(named) if is_text else named)
+    if is_empty:
         raise InputFileError("holds no rows", path=path)
-    return rows
 
 
 def adapt_rows(rows: Sequence[FileRow]) -> list[FileRow]:
@@ -82,25 +103,52 @@ def adapt_rows(rows: Sequence[FileRow]) -> list[FileRow]:
     Raises:
         InputFileError: A row is malformed, or no row holds text.
     """
-    adapted = list(_adapt(rows))
+    adapted = [new for row in rows if (new := adapt(row)) is not None]
     if not adapted:
         raise InputFileError(text_advice(rows[0].values), path=rows[0].path)
     values = set_arrivals([row.values for row in adapted])
     return [FileRow(path=row.path, number=row.number, values=new) for row, new in zip(adapted, values, strict=True)]
 
 
-def parse_prompt(row: FileRow) -> Prompt:
-    """Return the prompt of one row.
+def adapt(row: FileRow) -> FileRow | None:
+    """Bring one row of a log into the shape of prompt files; ``None`` when the log kept no text of it.
 
     Raises:
         InputFileError: The row is malformed; says where.
     """
     try:
-        return PromptRow.model_validate(row.values).to_prompt(default_id=f"{row.path.stem}-{row.number}")
+        values = adapt_row(row.values)
+    except (ValueError, AttributeError, KeyError) as exc:
+        raise row.error(f"cannot be read as a log's row: {exc}") from exc
+    if values is row.values:
+        return row
+    return None if values is None else FileRow(path=row.path, number=row.number, values=values)
+
+
+def parse_prompt(row: FileRow, *, default_id: str | None = None) -> Prompt:
+    """Return the prompt of one row.
+
+    Args:
+        row: Of any file, a log's row adapted.
+        default_id: The name of a row that states none; ``None`` for ``<stem>-<n>``.
+
+    Raises:
+        InputFileError: The row is malformed; says where.
+    """
+    name = default_id or f"{row.path.stem}-{row.number}"
+    prompt = plain_prompt(row.values, default_id=name)
+    return parse_unusual(row, default_id=name) if prompt is None else prompt
+
+
+def parse_unusual(row: FileRow, *, default_id: str) -> Prompt:
+    """Do the work of ``parse_prompt`` by Pydantic: coerce what can be, refuse the rest by name."""
+    try:
+        return PromptRow.model_validate(row.values).to_prompt(default_id=default_id)
     except ValidationError as exc:
         raise row.error(describe(exc)) from exc
     except ValueError as exc:
-        raise row.error(str(exc)) from exc
+        hint = "" if TEXT_COLUMNS & row.values.keys() else f"; found {shorten(sorted(row.values), limit=120)}"
+        raise row.error(f"{exc}{hint}") from exc
 
 
 def check_unique_ids(rows: Iterable[FileRow], prompts: Iterable[Prompt]) -> None:
@@ -129,24 +177,11 @@ def traffic_files(folder: Path) -> list[Path]:
 
 
 def is_parquet(path: Path) -> bool:
-    """Tell whether the name says Parquet; everything else is JSON lines."""
+    """Tell whether the name says Parquet; of the others, those that do not say CSV are JSON lines."""
     return path.suffix.lower() in {".parquet", ".pq"}
 
 
-def _read_parquet(path: Path) -> list[Row]:
-    """Read a user's Parquet, which states no version, or our own, which must state ours."""
-    found = read_any(path)
-    if "schema_version" in found.metadata:
-        advice = "write it again, or read it with the llmtier that wrote it"
-        check_schema_version(found.metadata["schema_version"], path=path, artifact="table", advice=advice)
-    return found.rows
-
-
-def _adapt(rows: Iterable[FileRow]) -> Iterator[FileRow]:
-    for row in rows:
-        try:
-            values = adapt_row(row.values)
-        except ValueError as exc:
-            raise row.error(f"cannot be read as a log's row: {exc}") from exc
-        if values is not None:
-            yield FileRow(path=row.path, number=row.number, values=values)
+def _numbered_rows(path: Path, columns: ColumnMap) -> Iterator[tuple[int, Row]]:
+    if is_parquet(path):
+        return read_parquet_rows(path, reads=columns.reads)
+    return read_csv_rows(path) if is_csv(path) else read_json_rows(path)

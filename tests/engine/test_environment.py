@@ -85,7 +85,7 @@ def test_shipped_lock_pins_every_package(name):
     assert lock_of(name, python_tag="cpython-399").digest != lock.digest
 
 
-@pytest.mark.parametrize("name", [EnvironmentName.ENGINE_CPU, EnvironmentName.QUANTIZE])
+@pytest.mark.parametrize("name", [EnvironmentName.ENGINE_CPU, EnvironmentName.QUANTIZE, EnvironmentName.EMBED])
 def test_cpu_lock_holds_no_gpu_package(name):
     pins = lock_of(name).pins
     gpu_parts = ("torchvision", "torchaudio", "torchcodec", "triton", "nvidia-c", "cuda")

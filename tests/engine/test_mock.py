@@ -335,3 +335,20 @@ def test_command_shows_its_options() -> None:
     )
 
     assert "--settings" in shown.stdout
+
+
+@pytest.mark.anyio
+async def test_logprobs_come_when_asked_for_in_vllms_shape() -> None:
+    settings = MockSettings(alpha_s=0.0, beta_s_per_token=0.0, sequence_s=0.0, output_tokens=2)
+    async with running_mock(settings) as base_url, aiohttp.ClientSession() as session:
+        body = {"model": "mock", "messages": [{"role": "user", "content": "one two"}], "stream": True}
+        chunks = {}
+        for logprobs in (True, False):
+            async with session.post(f"{base_url}/v1/chat/completions", json=body | {"logprobs": logprobs}) as response:
+                lines = [line[6:] for line in (await response.text()).splitlines() if line.startswith("data: {")]
+            chunks[logprobs] = [json.loads(line)["choices"][0] for line in lines]
+
+    tokens = [choice["logprobs"]["content"] for choice in chunks[True] if choice["logprobs"]]
+    assert ["one", " two"] == [entry["token"] for [entry] in tokens]
+    assert all(-1.0 < entry["logprob"] <= 0.0 and entry["top_logprobs"] == [] for [entry] in tokens)
+    assert all(choice["logprobs"] is None for choice in chunks[False])

@@ -63,3 +63,39 @@ def test_error_chunk_raises_with_its_words(error: str) -> None:
 def test_malformed_chunk_raises_and_is_quoted(data: bytes) -> None:
     with pytest.raises(EngineRequestError, match="malformed chunk"):
         complete(b"data: " + data + b"\n\n")
+
+
+def chat_event(text: str, logprobs: str, *, field: str = "content") -> bytes:
+    return f'data: {{"choices":[{{"delta":{{"{field}":"{text}"}},"logprobs":{logprobs}}}]}}\n\n'.encode()
+
+
+def one(logprob: float) -> str:
+    return f'{{"content":[{{"token":"x","logprob":{logprob},"bytes":null,"top_logprobs":[]}}]}}'
+
+
+def complete_with_logprobs(*pieces: bytes) -> Completion:
+    answer = StreamedAnswer(reads_logprobs=True)
+    for piece in (*pieces, b"data: [DONE]\n\n"):
+        answer.take(piece, 0.0)
+    return answer.finish(scheduled_s=0.0, sent_s=0.0, done_s=0.0)
+
+
+def test_logprobs_of_the_answers_tokens_are_kept() -> None:
+    completion = complete_with_logprobs(
+        chat_event("", "null"), chat_event("hm", one(-9.0), field="reasoning"), chat_event("a", one(-0.5)),
+        chat_event("b", one(-1.5)), chat_event("c", one(1e-9)),
+    )  # fmt: skip
+
+    assert (-0.5, -1.5, 0.0) == completion.logprobs
+    assert pytest.approx(-2 / 3) == completion.mean_logprob
+
+
+@pytest.mark.parametrize("logprobs", ['{"token_logprobs":[-1]}', '"none"', '{"content":null}', '{"content":["x"]}'])
+def test_logprobs_of_another_shape_cost_no_answer(logprobs: str) -> None:
+    completion = complete_with_logprobs(chat_event("a", logprobs))
+
+    assert ("a", (), None) == (completion.text, completion.logprobs, completion.mean_logprob)
+
+
+def test_logprobs_that_nobody_asked_for_are_not_read() -> None:
+    assert () == complete(chat_event("a", one(-0.5))).logprobs

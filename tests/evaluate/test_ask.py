@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 
 from llmtier.core.errors import EngineRequestError
-from llmtier.core.prompt import AnswerScorer, Outcome
 from llmtier.engine.client import EngineClient
 from llmtier.engine.mock import running_mock
 from llmtier.engine.mock_settings import Fault, FaultKind, MockSettings
-from llmtier.evaluate.ask import ask_all, score_outcomes
+from llmtier.evaluate.ask import ask_all
 
 FAST = MockSettings(alpha_s=0.0, beta_s_per_token=0.0, sequence_s=0.0, output_tokens=2)
 
@@ -111,18 +110,3 @@ async def test_an_engine_that_dies_late_ends_the_run(make_prompts):
 
     assert 1 == sum(outcome.error is None for outcome in told)
     assert len(told) < 40
-
-
-def test_scores_are_made_anew_from_the_texts(make_prompts):
-    prompts = make_prompts(2, answers=["1", "2"], scorer=AnswerScorer.NUMBER)
-    outcomes = [
-        Outcome(prompt_id="p1", tier="t", text="it is 2", score=0.0),
-        Outcome(prompt_id="p0", tier="t", error="cut"),
-    ]
-
-    assert [1.0, None] == [outcome.score for outcome in score_outcomes(prompts, outcomes)]
-
-
-def test_outcomes_of_other_prompts_are_refused(make_prompts):
-    with pytest.raises(ValueError, match="outcome of x on t: no such prompt"):
-        score_outcomes(make_prompts(1), [Outcome(prompt_id="x", tier="t", text="")])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmtier.core.errors import EngineRequestError
-from llmtier.core.prompt import Message, Outcome, Prompt
+from llmtier.core.prompt import AnswerScorer, Message, Outcome, Prompt
 from llmtier.engine.client import EngineClient
 from llmtier.engine.mock import running_mock
 from llmtier.engine.mock_settings import Fault, FaultKind, MockSettings
@@ -85,6 +85,35 @@ def test_failed_requests_and_unlabelled_prompts_leave_no_score(make_prompts):
 
     assert ({"s": 1.0}, {"s": 3}) == (first.scores, first.output_tokens)
     assert ({}, {"s": 4}) == (second.scores, second.output_tokens)
+
+
+def test_scores_are_made_anew_from_the_texts(make_prompts):
+    prompts = make_prompts(2, answers=["1", "2"], scorer=AnswerScorer.NUMBER)
+    outcomes = [
+        Outcome(prompt_id="p1", tier="t", text="it is 2", score=0.0),
+        Outcome(prompt_id="p0", tier="t", error="cut"),
+    ]
+
+    assert [{}, {"t": 1.0}] == [row.scores for row in merge_outcomes(prompts, outcomes)]
+
+
+def test_outcomes_of_other_prompts_are_refused(make_prompts):
+    with pytest.raises(ValueError, match="outcome of x on t: no such prompt"):
+        merge_outcomes(make_prompts(1), [Outcome(prompt_id="x", tier="t", text="")])
+
+
+def test_rows_carry_weight_rating_and_mean_logprob(make_prompts):
+    outcomes = [
+        Outcome(prompt_id="p0", tier="s", text="a", mean_logprob=-0.5, min_logprob=-2.0),
+        Outcome(prompt_id="p0", tier="l", text="b"),
+    ]
+
+    first, second = merge_outcomes(
+        make_prompts(2, answers="ab"), outcomes, weights={"p0": 2.5}, ratings={"p0": None, "p1": 7.0}
+    )
+
+    assert (2.5, None, {"s": -0.5}) == (first.weight, first.rating, first.confidences)
+    assert (1.0, 7.0, {}) == (second.weight, second.rating, second.confidences)
 
 
 def test_a_later_failure_does_not_erase_an_answer(make_prompts):

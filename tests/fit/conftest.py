@@ -4,11 +4,13 @@ import random
 
 import pytest
 
-from llmtier.core.decision import Fallback
+from llmtier.core.policy import Goal, GoalKind
 from llmtier.core.profile import Cost, LoadPoint, TierProfile
 from llmtier.core.prompt import LabelledPrompt, Message, Prompt
 from llmtier.core.tier import EngineIdentity
+from llmtier.fit.prices import price_profiles
 from llmtier.fit.run import fit_policy
+from llmtier.fit.settings import FitSettings
 
 HARD = ("prove", "theorem", "integral", "lemma")
 EASY = ("hello", "weather", "colour", "lunch")
@@ -65,8 +67,12 @@ def make_labelled():
 def fit(profiles):
     """Return ``fit_policy`` with usual settings."""
 
-    def run(labelled, *, profiles=profiles, max_accuracy_loss=0.02, seed=0, **options):
-        settings = {"fallback": Fallback.MOST_ACCURATE, "inputs": {"outcomes": "0" * 64}, **options}
-        return fit_policy(labelled, profiles, max_accuracy_loss=max_accuracy_loss, seed=seed, **settings)
+    def run(
+        labelled, *, profiles=profiles, tiers=None, max_accuracy_loss=0.02, goal=None, seed=0, signals=None, **options
+    ):
+        named = sorted({tier for item in labelled for tier in item.scores}) if tiers is None else tiers
+        goal = goal or Goal(kind=GoalKind.MAX_ACCURACY_LOSS, value=max_accuracy_loss)
+        settings = FitSettings(goal=goal, seed=seed, **{"inputs": {"outcomes": "0" * 64}, **options})
+        return fit_policy(labelled, price_profiles(named, profiles), settings, signals=signals)
 
     return run

@@ -12,35 +12,57 @@ from llmtier.core.errors import InputFileError, SchemaVersionError, UsageError
 from llmtier.core.prompt import LabelledPrompt, Message, Prompt
 from llmtier.score.entropy import complexity
 from llmtier.score.scorer import KINDS, assign_folds, fit_out_of_fold, fit_scorer, load_scorer
+from llmtier.score.signals import Signals
 
 TIERS = ("cheap", "dear")
+WORDS = ("prove", "theorem", "integral", "lemma", "hello", "weather", "colour", "lunch")
+
+
+def signals_of(text):
+    """Return signals that a text determines: which words it holds, and how many of the hard ones."""
+    held = np.array([1.0, *(float(word in text) for word in WORDS)], dtype=np.float32)
+    return Signals(embedding=held / np.linalg.norm(held), rating=float(held[1:5].sum()) * 2)
+
+
+def fit(kind, rows, tiers=TIERS, *, seed):
+    return fit_scorer(kind, rows, tiers, seed=seed, signals=give_signals(rows))
+
+
+def give_signals(rows):
+    return [signals_of(row.prompt.last_user_text) for row in rows]
+
+
+def ask(scorer, prompt):
+    return scorer.probabilities(prompt, signals_of(prompt.last_user_text))
+
+
 SKILLED = ("learned", "domain_mean")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_round_trip_gives_identical_probabilities(kind, make_labelled):
     rows = make_labelled(80, with_domains=True)
-    scorer = fit_scorer(kind, rows, TIERS, seed=3)
+    scorer = fit(kind, rows, seed=3)
     again = load_scorer(kind, scorer.to_bytes())
     unseen = make_labelled(20, seed=9)
 
     assert (kind, TIERS) == (again.kind, again.tiers)
-    assert all(scorer.probabilities(row.prompt) == again.probabilities(row.prompt) for row in [*rows, *unseen])
+    assert all(ask(scorer, row.prompt) == ask(again, row.prompt) for row in [*rows, *unseen])
+    assert all(scorer.probabilities(row.prompt) == again.probabilities(row.prompt) for row in unseen)
     assert scorer.to_bytes() == again.to_bytes()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_lie_in_range_for_any_text(kind, make_labelled):
-    scorer = fit_scorer(kind, make_labelled(40, with_domains=True), TIERS, seed=0)
+    scorer = fit(kind, make_labelled(40, with_domains=True), seed=0)
 
     @settings(deadline=None, max_examples=30)
     @given(st.text(max_size=200), st.none() | st.text(max_size=5))
     def check(text, domain):
         prompt = Prompt(id="x", messages=(Message(role="user", content=text),), domain=domain)
-        found = scorer.probabilities(prompt)
-
-        assert set(TIERS) == set(found)
-        assert all(0 <= value <= 1 for value in found.values())
+        for found in (scorer.probabilities(prompt), ask(scorer, prompt)):
+            assert set(TIERS) == set(found)
+            assert all(0 <= value <= 1 for value in found.values())
 
     check()
 
@@ -49,8 +71,9 @@ def test_probabilities_lie_in_range_for_any_text(kind, make_labelled):
 def test_out_of_fold_rows_come_in_the_order_given(kind, make_labelled):
     rows = make_labelled(60, with_domains=True)
     order = np.random.default_rng(0).permutation(60)
-    _, straight = fit_out_of_fold(kind, rows, TIERS, seed=1)
-    _, shuffled = fit_out_of_fold(kind, [rows[row] for row in order], TIERS, seed=1)
+    _, straight = fit_out_of_fold(kind, rows, TIERS, seed=1, signals=give_signals(rows))
+    again = [rows[row] for row in order]
+    _, shuffled = fit_out_of_fold(kind, again, TIERS, seed=1, signals=give_signals(again))
 
     assert (60, 2) == straight.shape
     assert straight[order] == pytest.approx(shuffled, abs=1e-3)
@@ -123,7 +146,7 @@ def test_out_of_fold_is_not_fooled_by_noise(make_labelled):
 @pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
 def test_a_tier_of_one_score_and_few_rows_is_predicted_without_certainty(kind, n, score, make_labelled):
     rows = [dataclasses.replace(row, scores={"only": score}) for row in make_labelled(n, with_domains=True)]
-    scorer, predicted = fit_out_of_fold(kind, rows, ("only",), seed=0)
+    scorer, predicted = fit_out_of_fold(kind, rows, ("only",), seed=0, signals=give_signals(rows))
     found = scorer.probabilities(rows[0].prompt)["only"]
 
     assert (n, 1) == predicted.shape
@@ -163,6 +186,21 @@ def test_too_few_labels_say_how_many_are_needed(n, make_labelled):
 def test_one_text_is_no_ground_for_a_scorer(make_labelled):
     with pytest.raises(InputFileError, match="same text"):
         fit_scorer("learned", make_labelled(1) * 30, TIERS, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "learned+semantic"])
+def test_embeddings_are_asked_for_where_they_are_needed(kind, make_labelled):
+    with pytest.raises(InputFileError, match="no embedding"):
+        fit_scorer(kind, make_labelled(40), TIERS, seed=0)
+
+
+def test_a_stacked_scorer_without_its_embedding_is_the_learned_one(make_labelled):
+    rows = make_labelled(120, with_domains=True)
+    stacked, learned = fit("learned+semantic", rows, seed=0), fit("learned", rows, seed=0)
+    prompt = make_labelled(1, seed=7)[0].prompt
+
+    assert stacked.model.alone.to_bytes() == learned.model.to_bytes()
+    assert ask(stacked, prompt) != stacked.probabilities(prompt)
 
 
 def test_unknown_kinds_and_no_tier_are_usage_errors(make_labelled):

@@ -9,9 +9,10 @@ import pytest
 from llmtier.core.decision import Fallback
 from llmtier.core.interval import Interval
 from llmtier.core.latency_model import DomainBox, LatencyModel, Metric, ResidualBucket, StepModel
-from llmtier.core.policy import Judgement, Policy, PolicyTier, ScorerRef
+from llmtier.core.policy import Goal, GoalKind, Judgement, Policy, PolicyTier, ScorerRef
 from llmtier.core.profile import AccuracyEstimate, Cost, LoadPoint, TierProfile
 from llmtier.core.tier import EngineIdentity
+from llmtier.score.signals import NO_SIGNALS
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.pool import ServedTier, TierPool
 from llmtier.serve.relay import Deadlines
@@ -123,7 +124,7 @@ def make_policy():
             reference=names[-1],
             scorer=ScorerRef(kind="learned", file="policy.scorer.json", sha256="0" * 64),
             max_accuracy_gap=max_gap,
-            max_accuracy_loss=0.01,
+            goal=Goal(kind=GoalKind.MAX_ACCURACY_LOSS, value=0.01),
             fallback=fallback,
             judgement=judgement,
             inputs={},
@@ -135,7 +136,7 @@ def make_policy():
 class WordScorer:
     """Believes that ``small`` fails whenever the prompt says "hard"."""
 
-    def probabilities(self, prompt):
+    def probabilities(self, prompt, signals=NO_SIGNALS):
         return {"small": 0.2 if "hard" in prompt.last_user_text else 0.9, "large": 0.95}
 
 

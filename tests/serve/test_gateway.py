@@ -282,7 +282,7 @@ async def test_one_line_per_request_and_no_prompt_in_the_log(routed, running_gat
 
 
 class FailingScorer:
-    def probabilities(self, prompt):
+    def probabilities(self, prompt, signals):
         raise RuntimeError("a bug")
 
 

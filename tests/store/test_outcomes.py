@@ -21,11 +21,12 @@ from llmtier.store.outcomes import (
 )
 
 TEXTS = st.text(max_size=12)
+SPOKEN = TEXTS.filter(lambda text: text and not text.isspace())
 PROMPTS = st.builds(
     Prompt,
     id=st.text(min_size=1, max_size=5),
     messages=st.lists(
-        st.builds(Message, role=st.text(min_size=1, max_size=5), content=TEXTS), min_size=1, max_size=2
+        st.builds(Message, role=st.text(min_size=1, max_size=5), content=SPOKEN), min_size=1, max_size=2
     ).map(tuple),
     domain=st.none() | TEXTS,
     answer=st.none() | TEXTS,
@@ -39,6 +40,9 @@ LABELLED = st.lists(
         prompt=PROMPTS,
         scores=st.dictionaries(TEXTS, st.floats(0, 1), max_size=3),
         output_tokens=st.dictionaries(TEXTS, st.integers(0, 10**6), max_size=3),
+        weight=st.just(1.0) | st.floats(1e-9, 1e9),
+        rating=st.none() | st.floats(0, 10),
+        confidences=st.dictionaries(TEXTS, st.floats(-1e6, 0), max_size=3),
     ),
     min_size=1,
     max_size=4,
@@ -147,6 +151,10 @@ def test_outcomes_of_another_generation_are_refused(tmp_path):
         ({"scores": {"a": "good"}}, r"scores\.a: .*valid number"),
         ({"output_tokens_by_tier": {"a": 1.5}}, r"output_tokens_by_tier\.a: "),
         ({"prompt": None}, "expected either 'messages'"),
+        ({"weight": 0}, "prompt a-2: weight must be positive and finite"),
+        ({"weight": "much"}, "weight: "),
+        ({"rating": 10.5}, r"prompt a-2: rating must lie in \[0, 10\]"),
+        ({"confidences": {"a": "sure"}}, r"confidences\.a: "),
     ],
 )
 def test_malformed_row_is_named(tmp_path, change, expected):
@@ -157,9 +165,25 @@ def test_malformed_row_is_named(tmp_path, change, expected):
         read_outcomes([path])
 
 
-def test_row_without_scores_is_named(tmp_path):
-    with pytest.raises(InputFileError, match=r"a\.jsonl:1: scores is missing"):
-        read_outcomes([write_lines(tmp_path / "a.jsonl", {"prompt": "Hi"})])
+def test_row_without_scores_is_unlabelled(tmp_path):
+    assert [{}] == [row.scores for row in read_outcomes([write_lines(tmp_path / "a.jsonl", {"prompt": "Hi"})])]
+
+
+def test_outcomes_of_an_older_llmtier_lack_the_newer_columns(tmp_path, provenance):
+    path = tmp_path / "a.parquet"
+    row = LabelledPrompt(prompt=ask(), scores={"a": 1.0}, weight=2.0, rating=3.0, confidences={"a": -1.0})
+    write_outcomes(path, [row], provenance=provenance)
+    pq.write_table(pq.read_table(path).drop_columns(["weight", "rating", "confidences"]), path)
+
+    assert [LabelledPrompt(prompt=ask(), scores={"a": 1.0})] == read_outcomes([path])
+
+
+@pytest.mark.parametrize("confidence", [float("nan"), float("-inf")])
+def test_confidence_that_is_no_number_is_not_written(tmp_path, provenance, confidence):
+    row = LabelledPrompt(prompt=ask(), scores={"a": 1.0}, confidences={"a": confidence})
+
+    with pytest.raises(ValueError, match="confidence of a must be finite"):
+        write_outcomes(tmp_path / "a.parquet", [row], provenance=provenance)
 
 
 def test_scores_of_one_prompt_in_several_files_are_joined(tmp_path):
@@ -177,7 +201,7 @@ def test_files_that_disagree_are_refused(tmp_path, change, expected):
     row = {"id": "q", "prompt": "Hi", "scores": {"a": 1}}
     paths = [write_lines(tmp_path / "a.jsonl", row), write_lines(tmp_path / "b.jsonl", {**row, **change})]
 
-    with pytest.raises(InputFileError, match=rf"b\.jsonl: {expected}"):
+    with pytest.raises(InputFileError, match=rf"b\.jsonl:1: {expected}"):
         read_outcomes(paths)
 
 

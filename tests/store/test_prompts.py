@@ -101,6 +101,7 @@ def test_parquet_of_pandas_is_read(tmp_path):
     [
         ({}, "expected either 'messages' .* or 'prompt'"),
         ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "expected either 'messages'"),
+        ({"messages": ["Hi"]}, r"messages\[0\]: "),
         ({"messages": []}, "messages: list should have at least 1 item"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\]\.content is missing"),
         (

@@ -1,0 +1,181 @@
+"""What ``fit-thresholds`` reads: options as text, outcomes, prices, embeddings, seed sentences."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmtier.cli import output
+from llmtier.core.errors import InputFileError, UsageError
+from llmtier.core.policy import Goal, GoalKind
+
+if TYPE_CHECKING:
+    from llmtier.core.profile import TierProfile
+    from llmtier.core.prompt import LabelledPrompt
+    from llmtier.engine.embedder import Embedder
+    from llmtier.fit.prices import Prices
+    from llmtier.score.signals import Signals
+    from llmtier.store.outcomes import OutcomeSet
+
+DEFAULT_MAX_LOSS = 0.01
+MAX_ROWS = 200_000
+"""Rows that are kept of larger logs: a scorer learns no more from the next million."""
+
+
+def parse_pairs(text: str, option: str) -> dict[str, float]:
+    """Return ``small=1,large=10`` as numbers by name.
+
+    Raises:
+        UsageError: It is of another form, or a name stands twice.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+            number = 0.0
+        if not equals or not name.strip() or name.strip() in found:
+            raise UsageError(f"{option} {text!r}: expected pairs such as small=0.7,large=0.3, each tier once")
+        found[name.strip()] = number
+    return found
+
+
+def parse_columns(given: Sequence[str]) -> dict[str, str] | None:
+    """Return ``ours=theirs`` pairs; ``None`` when there are none.
+
+    Raises:
+        UsageError: One is of another form.
+    """
+    pairs = [part.partition("=") for part in given]
+    bad = [part for part, (ours, equals, theirs) in zip(given, pairs, strict=True) if not (ours and equals and theirs)]
+    if bad:
+        raise UsageError(f"--column {bad[0]!r}: expected ours=theirs, such as prompt=question or score:small=small_ok")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs} or None
+
+
+def make_goal(
+    *,
+    max_accuracy_loss: float | None,
+    min_accuracy: float | None,
+    budget: float | None,
+    shares: str | None,
+    is_labelled: bool,
+) -> Goal:
+    """Return what was asked for; without any goal, a loss of a point with labels and default thresholds without.
+
+    Raises:
+        UsageError: Several goals, or one out of range.
+    """
+    given = {
+        "--max-accuracy-loss": max_accuracy_loss,
+        "--min-accuracy": min_accuracy,
+        "--budget-usd-per-1k": budget,
+        "--target-shares": shares,
+    }
+    named = [option for option, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)}: a policy is fitted for one goal; give one of them")
+    try:
+        if min_accuracy is not None:
+            return Goal(kind=GoalKind.MIN_ACCURACY, value=min_accuracy)
+        if budget is not None:
+            return Goal(kind=GoalKind.BUDGET_USD_PER_1K, value=budget)
+        if shares is not None:
+            return Goal(kind=GoalKind.TARGET_SHARES, shares=parse_pairs(shares, "--target-shares"))
+        if max_accuracy_loss is None and not is_labelled:
+            return Goal(kind=GoalKind.DEFAULT_THRESHOLDS)
+        loss = DEFAULT_MAX_LOSS if max_accuracy_loss is None else max_accuracy_loss
+        return Goal(kind=GoalKind.MAX_ACCURACY_LOSS, value=loss)
+    except ValueError as exc:
+        raise UsageError(str(exc)) from exc
+
+
+def read_labels(
+    paths: Sequence[Path], *, columns: Sequence[str], max_rows: int, seed: int, tiers: Sequence[str] | None
+) -> "OutcomeSet":
+    """Read outcomes and say what is odd about them."""
+    from llmtier.store.outcomes import load_outcomes
+
+    found = load_outcomes(paths, columns=parse_columns(columns), max_rows=max_rows, seed=seed)
+    for warning in found.warnings:
+        output.say(f"warning: {warning}")
+    if found.n_read > len(found.rows) >= max_rows:
+        output.say(f"kept {len(found.rows):,} of {found.n_read:,} rows, a seeded sample; raise --max-rows for more")
+    if tiers is not None:
+        check_tiers(tiers, found.rows)
+    return found
+
+
+def check_tiers(tiers: Sequence[str], rows: "Sequence[LabelledPrompt]") -> None:
+    """Refuse a named tier that no row scores, where rows have scores at all.
+
+    Raises:
+        UsageError: Names the nearest tier that is scored.
+    """
+    from difflib import get_close_matches
+
+    scored = sorted({tier for row in rows for tier in row.scores})
+    for tier in tiers:
+        if scored and tier not in scored:
+            near = get_close_matches(tier, scored, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"no prompt has a score of tier {tier!r}; scored are {', '.join(scored)}{hint}")
+
+
+def find_prices(tiers: Sequence[str], *, costs: str | None, profiles: "Mapping[str, TierProfile] | None") -> "Prices":
+    """Return prices given by hand, else those of the profiles."""
+    from llmtier.fit.prices import price_by_hand, price_profiles
+
+    if costs is not None:
+        return price_by_hand(tiers, parse_pairs(costs, "--costs"))
+    return price_profiles(tiers, profiles or {})
+
+
+def choose_tiers(
+    named: Sequence[str] | None, rows: "Sequence[LabelledPrompt]", *, costs: str | None, profiles: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the tiers to fit: those named, else those scored, else those that have a price.
+
+    Raises:
+        InputFileError: Nothing names a tier.
+    """
+    if named is not None:
+        return tuple(dict.fromkeys(named))
+    scored = sorted({tier for row in rows for tier in row.scores})
+    found = scored or (sorted(parse_pairs(costs, "--costs")) if costs is not None else sorted(profiles))
+    if not found:
+        raise InputFileError("no prompt has a score and no profile names a tier; give --costs small=1,large=10")
+    return tuple(found)
+
+
+def embed_prompts(embedder: "Embedder | None", rows: "Sequence[LabelledPrompt]") -> "dict[str, Signals]":
+    """Return the signals of each prompt by its id: its rating, and its embedding where there is an embedder."""
+    from llmtier.score.signals import Signals
+    from llmtier.score.text import scored_text
+
+    if embedder is None:
+        return {row.prompt.id: Signals(rating=row.rating) for row in rows}
+    found: dict[str, Signals] = {}
+    with output.progress("embedding prompts", len(rows)) as line:
+        for row in rows:
+            found[row.prompt.id] = Signals(rating=row.rating, embedding=embedder.embed(scored_text(row.prompt)))
+            line.advance()
+    return found
+
+
+def read_sentences(path: Path) -> list[str]:
+    """Return the lines of a text file that hold anything.
+
+    Raises:
+        InputFileError: It is absent, not text, or empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as exc:
+        raise InputFileError("is not UTF-8 text", path=path) from exc
+    except OSError as exc:
+        raise InputFileError(exc.strerror or "cannot be read", path=path) from exc
+    if not any(lines):
+        raise InputFileError("holds no sentence", path=path)
+    return [line for line in lines if line]

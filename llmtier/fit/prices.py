@@ -1,0 +1,105 @@
+"""What a request costs on each tier: from profiles, at the rate that still meets the SLOs, or given by hand.
+
+Reads profiles; decides nothing. A row's own cost follows its output tokens where the outcomes tell them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from llmtier.core.decision import Miss, Offer
+from llmtier.core.errors import PlanError, UsageError
+from llmtier.core.profile import TierProfile
+from llmtier.core.requirement import Requirement
+from llmtier.route.decide import find_misses
+from llmtier.route.predict import predict, request_usd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """The tiers that may serve, and what they cost.
+
+    Attributes:
+        usd: Tier name to dollars of a request.
+        profiles: Tier name to profile; empty when costs were given by hand.
+    """
+
+    usd: Mapping[str, float]
+    profiles: Mapping[str, TierProfile] = field(default_factory=dict)
+
+    @property
+    def by_cost(self) -> tuple[str, ...]:
+        """The tiers, cheapest first."""
+        return tuple(sorted(self.usd, key=lambda tier: (self.usd[tier], tier)))
+
+    def usd_of(self, tier: str, output_tokens: int | None) -> float:
+        """Return what one request costs, by its output tokens where those are known and priced."""
+        profile = self.profiles.get(tier)
+        mean = self.usd[tier]
+        if profile is None or profile.cost is None or output_tokens is None or not profile.cost.usd_per_request:
+            return mean
+        own = request_usd(profile, output_tokens)
+        return mean if own is None else own * mean / profile.cost.usd_per_request
+
+    def offer(self, tier: str, *, accuracy: float | None) -> Offer:
+        """Return what an unloaded tier would do."""
+        profile = self.profiles.get(tier)
+        if profile is None:
+            return Offer(tier=tier, accuracy=accuracy, usd=self.usd[tier])
+        return predict(profile, accuracy=accuracy)
+
+
+def price_profiles(tiers: Sequence[str], profiles: Mapping[str, TierProfile]) -> Prices:
+    """Return each tier's cost of a request, at its goodput capacity where that was searched for.
+
+    Raises:
+        PlanError: A tier has no profile, no valid closed loop or no price.
+    """
+    usd = {tier: _price(tier, profiles.get(tier)) for tier in tiers}
+    return Prices(usd=usd, profiles={tier: profiles[tier] for tier in tiers})
+
+
+def price_by_hand(tiers: Sequence[str], usd: Mapping[str, float]) -> Prices:
+    """Return costs as the user gave them.
+
+    Raises:
+        UsageError: A tier has none, or one is negative or no number.
+    """
+    missing = [tier for tier in tiers if tier not in usd]
+    if missing:
+        raise UsageError(f"no cost of {', '.join(missing)}; give one of each tier: --costs small=1,large=10")
+    for tier, value in usd.items():
+        if not 0.0 <= value < math.inf:
+            raise UsageError(f"cost of {tier} must be >= 0, got {value}")
+    return Prices(usd={tier: usd[tier] for tier in tiers})
+
+
+def find_slo_misses(prices: Prices, slo: Requirement) -> dict[str, tuple[Miss, ...]]:
+    """Return, for each tier that cannot meet the limits even when idle, why."""
+    found = {tier: tuple(find_misses(slo, prices.offer(tier, accuracy=None))) for tier in prices.usd if prices.profiles}
+    return {tier: misses for tier, misses in found.items() if misses}
+
+
+def only(prices: Prices, tiers: Sequence[str]) -> Prices:
+    """Return the prices of some of the tiers."""
+    kept = set(tiers)
+    return Prices(
+        usd={tier: value for tier, value in prices.usd.items() if tier in kept},
+        profiles={tier: profile for tier, profile in prices.profiles.items() if tier in kept},
+    )
+
+
+def _price(tier: str, profile: TierProfile | None) -> float:
+    if profile is None or not profile.closed_points:
+        raise PlanError(
+            f"tier {tier} has outcomes but no measured profile with a valid closed loop; "
+            f"run 'llmtier profile --tier {tier}', or give --costs"
+        )
+    if profile.cost is None:
+        raise PlanError(
+            f"tier {tier} has no cost: either price.usd_per_hour is not set in llmtier.yaml, or requests failed at "
+            f"every load point; mend it and run 'llmtier profile --tier {tier}' again, or give --costs"
+        )
+    if profile.goodput_rps:
+        return profile.cost.usd_per_hour / 3600.0 / profile.goodput_rps
+    return profile.cost.usd_per_request
