@@ -49,8 +49,8 @@ class Certified:
     Attributes:
         gap: The largest certified gap; ``None`` for "all on the reference".
         gaps: Every candidate, ascending.
-        p_values: Of "this candidate loses more than epsilon", one a gap. Betting stops at the level, so none is far
-            below it.
+        p_values: Of "this candidate loses more than epsilon", one a gap; few are far below the level, since bets
+            aim at no more.
         shares: Share of the calibration traffic that leaves the reference, one a gap.
         losses: Mean loss seen on the calibration split, one a gap; an estimate, not a bound.
         n_units: Independent units of the calibration split.
@@ -122,7 +122,7 @@ def certify(  # noqa: PLR0913  # two splits and what is asked of them
 
 def count_passed(p: Vector, confidence: float) -> int:
     """Return how many candidates are rejected before the first that is not."""
-    is_open = p > (1.0 - confidence) * (1 + 1e-9)  # betting stops exactly at the level
+    is_open = p > (1.0 - confidence) * (1 + 1e-9)
     return int(np.argmax(is_open)) if is_open.any() else len(p)
 
 

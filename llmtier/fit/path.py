@@ -19,6 +19,7 @@ N_STEPS = 50
 """Steps of 2 % of the traffic. Each is one more test that can stop the walk; finer ones bought nothing."""
 
 _GAP_UNIT = 1e-6
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +89,10 @@ def make_gaps(
     covered = np.cumsum(mass) / mass.sum()
     steps = np.arange(1, n_steps + 1) / n_steps
     places = np.minimum(np.searchsorted(covered, steps - 1e-9), len(order) - 1)
+    reached = needed[order][places]
     # Rounded up, so that a policy file is readable and a gap still admits the row it came from.
-    rounded = np.ceil(needed[order][places] / _GAP_UNIT - 1e-9) * _GAP_UNIT
-    return tuple(np.unique(np.minimum(rounded.round(6), 1.0)).tolist())
+    rounded = np.ceil((reached + _ROUNDING) / _GAP_UNIT) * _GAP_UNIT
+    return tuple(np.unique(np.where(reached == 0, 0.0, np.minimum(rounded.round(6), 1.0))).tolist())
 
 
 def walk(evidence: Evidence, reference_column: int, gaps: tuple[float, ...]) -> Walk:

@@ -159,14 +159,20 @@ def _choose_tiers(table: FitTable, prices: Prices, settings: FitSettings) -> Can
     )
     match goal.kind:
         case GoalKind.MAX_ACCURACY_LOSS:
-            return find_cheapest(table, sets, max_loss=goal.value or 0.0, confidence=_EVEN)
+            return _cheapest_or_all(table, sets, max_loss=goal.value or 0.0)
         case GoalKind.MIN_ACCURACY:
-            return find_cheapest(table, sets, max_loss=0.0, confidence=_EVEN)
+            return _cheapest_or_all(table, sets, max_loss=0.0)
         case GoalKind.BUDGET_USD_PER_1K:
             return _within_budget(table, sets, max_usd=(goal.value or 0.0) / 1000)
         case GoalKind.TARGET_SHARES | GoalKind.DEFAULT_THRESHOLDS:
             check_shares(settings, table.tiers)
             return find_nearest_shares(table, goal.shares)
+
+
+def _cheapest_or_all(table: FitTable, sets: Sequence[tuple[str, ...]], *, max_loss: float) -> Candidate:
+    """Return the cheapest candidate; where that is the reference alone, the tiers that more labels might allow."""
+    found = find_cheapest(table, sets, max_loss=max_loss, confidence=_EVEN)
+    return found if len(found.tiers) > 1 else find_cheapest(table, sets, max_loss=1.0, confidence=_EVEN)
 
 
 def _within_budget(table: FitTable, sets: Sequence[tuple[str, ...]], *, max_usd: float) -> Candidate:

@@ -78,7 +78,7 @@ def p_values(  # noqa: PLR0913  # the data, the hypothesis and what the bets may
     """Return a p-value for each column of "the mean loss is at or above the limit".
 
     The mean is that of all mass: E[losses] / E[masses]. A column is rejected at ``1 - confidence`` when its
-    p-value is at most that; betting stops there, so p-values far below it do not occur. With the same rows and
+    p-value is at most that; bets aim at no more, so that p-values far below it are rare. With the same rows and
     belief a column that is rejected at one limit is rejected at every higher one.
 
     Args:
@@ -170,34 +170,33 @@ class _Units:
 
 def _bet(units: _Units, limits: Vector, *, target: float, stride: int) -> Vector:
     """Return the largest log capital of each column."""
-    n_left = len(units.masses)
+    n_units = len(units.masses)
     caps = BET_CAP / np.maximum(1.0 - limits, _LEAST_VARIANCE)
-    log_capital = np.zeros(limits.shape)
-    best = np.zeros(limits.shape)
+    log_capital, best = np.zeros(limits.shape), np.zeros(limits.shape)
+    start = 0
     for losses, masses, variance in units.chunks():
         wins = masses[:, np.newaxis] * limits - losses
+        n_left = n_units - start - np.arange(len(masses))
+        scales = 1.0 / (CAUTION * variance * n_left[:, np.newaxis])
+        floors = np.square(2.0 * stride * scales)
         for row in range(0, len(masses), stride):
-            is_open = best < target
-            if not is_open.any():
-                return best
-            scale = 1.0 / (CAUTION * variance[row] * (n_left - row))
-            bets = np.minimum(_size_bets(target - log_capital, scale, stride), caps) * is_open
+            bets = np.minimum(_size_bets(target - log_capital, scales[row], floors[row]), caps)
             path = log_capital + np.cumsum(np.log1p(bets * wins[row : row + stride]), axis=0)
             log_capital = path[-1]
             np.maximum(best, path.max(axis=0), out=best)
-        n_left -= len(masses)
+        start += len(masses)
     return best
 
 
-def _size_bets(room: Vector, scale: Vector, stride: int) -> Vector:
+def _size_bets(room: Vector, scale: Vector, floor: Vector) -> Vector:
     """Return the bets that reach ``room`` more log capital with the least mean gain a unit.
 
     With variance v and r units left, betting b on a gain of m a unit brings r (b m - b^2 v / 2): for a given room
-    the least m that is enough has b = sqrt(2 room / (r v)). The second summand keeps more capital better than less
-    after any outcome (the bet's slope against log capital stays above -1 / (2 stride)), which makes the decision
-    monotone in the limit; it counts only when few units are left.
+    the least m that is enough has b = sqrt(2 room / (r v)), and ``scale`` is 1 / (r v). The floor keeps more capital
+    better than less after any outcome (the bet's slope against log capital stays above -1 / (2 stride)), which makes
+    the decision monotone in the limit; it counts only when few units are left.
     """
-    return np.sqrt(np.maximum(2.0 * room, 0.0) * scale + np.square(2.0 * stride * scale))
+    return np.asarray(np.sqrt(np.maximum(2.0 * room, 0.0) * scale + floor))
 
 
 def _check(losses: Matrix, masses: Vector, limits: Vector, confidence: float, bound: float | None) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from llmtier.core.decision import Fallback
 from llmtier.core.interval import Interval
-from llmtier.core.policy import Judgement, Policy, PolicyTier, ScorerRef
+from llmtier.core.policy import Goal, GoalKind, Judgement, Policy, PolicyTier, ScorerRef
 from llmtier.core.profile import Cost, LoadPoint, TierProfile
 from llmtier.core.tier import EngineIdentity
 
@@ -60,7 +60,7 @@ def make_policy():
         reference="big",
         scorer=ScorerRef(kind="learned", file="s.json", sha256="0" * 64),
         max_accuracy_gap=0.1,
-        max_accuracy_loss=0.01,
+        goal=Goal(kind=GoalKind.MAX_ACCURACY_LOSS, value=0.01),
         fallback=Fallback.MOST_ACCURATE,
         judgement=judgement,
         inputs={},
@@ -68,6 +68,11 @@ def make_policy():
 
 
 class EvenScorer:
+    reads = frozenset()
+
+    def guess_domain(self, prompt):
+        return None
+
     def probabilities(self, prompt):
         return {"small": 0.9, "big": 0.9}
 

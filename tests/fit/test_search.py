@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from llmtier.core.decision import Fallback
 from llmtier.fit.judge import Rule
+from llmtier.fit.prices import price_profiles
 from llmtier.fit.search import FitTable, choose_columns, find_cheapest, gap_grid, walk_gaps
 
 unit = st.floats(0, 1)
@@ -19,12 +20,15 @@ def tables(draw, min_tiers=1):
     names = "abcd"[:n_tiers]
     usd = sorted(draw(st.lists(st.sampled_from([1.0, 2.0, 3.0]), min_size=n_tiers, max_size=n_tiers)))
     cells = arrays(np.float64, (n_rows, n_tiers), elements=unit)
+    reference, scores = draw(st.sampled_from(names)), np.round(draw(cells))
     return FitTable(
         tiers=tuple(names),
         usd=np.tile(usd, (n_rows, 1)),
         probabilities=draw(cells),
-        scores=np.round(draw(cells)),
-        reference=draw(st.sampled_from(names)),
+        scores=scores,
+        reference=reference,
+        baseline=scores[:, names.index(reference)],
+        weights=draw(arrays(np.float64, n_rows, elements=st.sampled_from([1.0, 2.5]))),
     )
 
 
@@ -36,7 +40,8 @@ def sets_of(table):
 @given(tables(), unit)
 def test_arrays_route_every_row_as_decide_does(make_profile, table, gap):
     profiles = {tier: make_profile(tier, usd) for tier, usd in zip(table.tiers, table.usd[0].tolist(), strict=True)}
-    rule = Rule(profiles=profiles, reference=table.reference, gap=gap, fallback=Fallback.MOST_ACCURATE)
+    prices = price_profiles(table.tiers, profiles)
+    rule = Rule(prices=prices, reference=table.reference, gap=gap, fallback=Fallback.MOST_ACCURATE)
     columns = choose_columns(table.probabilities, table.tiers.index(table.reference), gap)
     rows = [dict(zip(table.tiers, row, strict=True)) for row in table.probabilities.tolist()]
 
@@ -89,7 +94,7 @@ def test_no_loss_in_few_rows_certifies_nothing():
     """Twenty rows without a loss say little about one loss in a hundred."""
     table = FitTable(
         tiers=("cheap", "dear"), usd=np.tile([1.0, 10.0], (20, 1)), probabilities=np.full((20, 2), 0.9),
-        scores=np.ones((20, 2)), reference="dear",
+        scores=np.ones((20, 2)), reference="dear", baseline=np.ones(20), weights=np.ones(20),
     )  # fmt: skip
     found = find_cheapest(table, sets_of(table), max_loss=0.01, confidence=0.95)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llmtier.core.decision import Fallback
 from llmtier.core.errors import DiskError, InputFileError, SchemaVersionError
 from llmtier.core.interval import Interval
-from llmtier.core.policy import Judgement, Policy, PolicyTier, ScorerRef
+from llmtier.core.policy import Goal, GoalKind, Guarantee, Judgement, Policy, PolicyTier, ScorerRef
 from llmtier.store.policies import read_policy, read_scorer_state, write_policy
 
 UNITS = st.floats(0, 1)
@@ -43,6 +43,25 @@ TIERS = st.lists(
 ).map(tuple)
 
 
+GOALS = st.one_of(
+    st.builds(Goal, kind=st.sampled_from([GoalKind.MAX_ACCURACY_LOSS, GoalKind.MIN_ACCURACY]), value=UNITS),
+    st.builds(Goal, kind=st.just(GoalKind.BUDGET_USD_PER_1K), value=st.floats(0, 1e6)),
+    st.builds(Goal, kind=st.just(GoalKind.TARGET_SHARES), shares=st.just({"a": 0.25, "b": 0.75})),
+    st.just(Goal(kind=GoalKind.DEFAULT_THRESHOLDS)),
+)
+GUARANTEES = st.builds(
+    Guarantee,
+    statement=TEXTS,
+    max_loss=st.none() | UNITS,
+    min_accuracy=st.none() | UNITS,
+    confidence=UNITS,
+    n_labels=st.integers(0, 10**6),
+    n_units=st.integers(0, 10**6),
+    method=TEXTS,
+    population=TEXTS,
+)
+
+
 @st.composite
 def policies(draw):
     tiers = draw(TIERS)
@@ -50,10 +69,14 @@ def policies(draw):
         tiers=tiers,
         reference=draw(st.sampled_from(tiers)).name,
         scorer=ScorerRef(kind=draw(st.sampled_from(["entropy", "learned"])), file="", sha256=""),
-        max_accuracy_gap=draw(UNITS),
-        max_accuracy_loss=draw(UNITS),
+        max_accuracy_gap=draw(st.none() | UNITS),
+        goal=draw(GOALS),
+        guarantee=draw(st.none() | GUARANTEES),
+        gap_by_domain=draw(st.dictionaries(TEXTS, UNITS, max_size=2)),
+        labels_needed=draw(st.none() | st.integers(1, 10**6)),
+        warnings=tuple(draw(st.lists(TEXTS, max_size=2))),
         fallback=draw(st.sampled_from(Fallback)),
-        judgement=draw(JUDGEMENTS),
+        judgement=draw(st.none() | JUDGEMENTS),
         inputs=draw(st.dictionaries(TEXTS, TEXTS, max_size=2)),
     )
 
@@ -66,7 +89,7 @@ def policy():
         reference="a",
         scorer=ScorerRef(kind="learned", file="", sha256=""),
         max_accuracy_gap=0.1,
-        max_accuracy_loss=0.01,
+        goal=Goal(kind=GoalKind.MAX_ACCURACY_LOSS, value=0.01),
         fallback=Fallback.MOST_ACCURATE,
         judgement=Judgement(
             n_fit=1,
