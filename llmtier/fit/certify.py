@@ -49,8 +49,8 @@ class Certified:
     Attributes:
         gap: The largest certified gap; ``None`` for "all on the reference".
         gaps: Every candidate, ascending.
-        p_values: Of "this candidate loses more than epsilon", one a gap; few are far below the level, since bets
-            aim at no more.
+        p_values: Of "this candidate loses more than epsilon", one a gap. Bets aim at the level, so how far below
+            it one lies says little.
         shares: Share of the calibration traffic that leaves the reference, one a gap.
         losses: Mean loss seen on the calibration split, one a gap; an estimate, not a bound.
         n_units: Independent units of the calibration split.

@@ -78,8 +78,8 @@ def p_values(  # noqa: PLR0913  # the data, the hypothesis and what the bets may
     """Return a p-value for each column of "the mean loss is at or above the limit".
 
     The mean is that of all mass: E[losses] / E[masses]. A column is rejected at ``1 - confidence`` when its
-    p-value is at most that; bets aim at no more, so that p-values far below it are rare. With the same rows and
-    belief a column that is rejected at one limit is rejected at every higher one.
+    p-value is at most that; bets aim at no more, so how far below it a p-value lies says little. With the same rows
+    and belief a column that is rejected at one limit is rejected at every higher one.
 
     Args:
         losses: Sum of weight x loss of each unit, each loss in [-1, 1], in betting order, shape (n_units, n_columns).

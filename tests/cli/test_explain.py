@@ -73,7 +73,7 @@ class EvenScorer:
     def guess_domain(self, prompt):
         return None
 
-    def probabilities(self, prompt):
+    def probabilities(self, prompt, signals):
         return {"small": 0.9, "big": 0.9}
 
 

@@ -78,8 +78,11 @@ def mostly_equal(rng, scores):
     return np.where(is_alike[:, np.newaxis], scores[:, [1]], scores)
 
 
-@pytest.mark.parametrize("factor", [1.0 + 1e-9, 1.02])
-@pytest.mark.parametrize("values", [None, round_to_fifths, mostly_equal], ids=["signed", "fractional", "ties"])
+@pytest.mark.parametrize(
+    ("values", "factor"),
+    [(None, 1.0 + 1e-9), (None, 1.02), (round_to_fifths, 1.02), (mostly_equal, 1.02)],
+    ids=["signed, exact", "signed", "fractional", "ties"],
+)
 def test_the_promise_holds_with_two_tiers(values, factor):
     rng = np.random.default_rng(11)
     population = make_population(rng, values=values)
@@ -136,12 +139,12 @@ def test_prompts_that_are_asked_again_and_again_count_once():
     truth = true_losses(population, fit, weights=repeats)
     promise = Promise(epsilon=just_below(truth[1], factor=1.02), confidence=0.95)
 
-    def rate_of(*, are_known):
-        draws = (draw_repeats(rng, population, repeats, 80, are_known=are_known) for _ in range(N_REPEATS))
+    def rate_of(n_repeats, *, are_known):
+        draws = (draw_repeats(rng, population, repeats, 80, are_known=are_known) for _ in range(n_repeats))
         return violation_rate(draws, fit, promise, truth)[0]
 
-    assert rate_of(are_known=True) <= HIGHEST_RATE
-    assert rate_of(are_known=False) > HIGHEST_RATE  # what the units are for
+    assert rate_of(N_REPEATS, are_known=True) <= HIGHEST_RATE
+    assert rate_of(300, are_known=False) > 2 * HIGHEST_RATE  # what the units are for
 
 
 def test_weights_make_a_lopsided_sample_speak_of_the_traffic():
@@ -155,7 +158,7 @@ def test_weights_make_a_lopsided_sample_speak_of_the_traffic():
     places = [rng.choice(len(population), 150, p=odds / odds.sum()) for _ in range(N_REPEATS)]
 
     honest, _ = violation_rate([take(population, rows, weights=1 / odds[rows]) for rows in places], fit, promise, truth)
-    naive, _ = violation_rate([take(population, rows) for rows in places], fit, promise, truth)
+    naive, _ = violation_rate([take(population, rows) for rows in places[:300]], fit, promise, truth)
 
     assert honest <= HIGHEST_RATE
     assert naive > 2 * HIGHEST_RATE

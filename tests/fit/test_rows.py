@@ -54,9 +54,7 @@ def test_near_identical_texts_are_one(profiles):
 
     with pytest.raises(InputFileError, match="same but for case and spaces"):
         split_rows(
-            make_rows(
-                [make_row(" " * number + "Add") for number in range(30)], TIERS, price_profiles(TIERS, profiles)
-            ),
+            make_rows([make_row(" " * number + "Add") for number in range(30)], TIERS, price_profiles(TIERS, profiles)),
             seed=0,
         )
 

