@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llmtier.cli import output
 from llmtier.core.errors import InputFileError, UsageError
 from llmtier.core.policy import Goal, GoalKind
+from llmtier.core.requirement import Requirement
 
 if TYPE_CHECKING:
     from llmtier.core.profile import TierProfile
@@ -123,13 +124,37 @@ def check_tiers(tiers: Sequence[str], rows: "Sequence[LabelledPrompt]") -> None:
             raise UsageError(f"no prompt has a score of tier {tier!r}; scored are {', '.join(scored)}{hint}")
 
 
-def find_prices(tiers: Sequence[str], *, costs: str | None, profiles: "Mapping[str, TierProfile] | None") -> "Prices":
-    """Return prices given by hand, else those of the profiles."""
+def refuse_overwrite(out: Path, *, is_forced: bool) -> None:
+    """Refuse to write over a file unless that was asked for.
+
+    Raises:
+        UsageError: It is there.
+    """
+    if out.exists() and not is_forced:
+        raise UsageError(f"{out} exists; choose another --output, or --force to overwrite it")
+
+
+def make_limits(*, ttft_ms: float | None, e2el_ms: float | None) -> Requirement:
+    """Return latency limits given in milliseconds."""
+    return Requirement(
+        ttft_s=None if ttft_ms is None else ttft_ms / 1000, e2el_s=None if e2el_ms is None else e2el_ms / 1000
+    )
+
+
+def find_prices(
+    named: Sequence[str] | None,
+    rows: "Sequence[LabelledPrompt]",
+    *,
+    costs: str | None,
+    profiles: "Mapping[str, TierProfile]",
+) -> "Prices":
+    """Return the prices of the tiers to fit: given by hand, else those of the profiles."""
     from llmtier.fit.prices import price_by_hand, price_profiles
 
+    tiers = choose_tiers(named, rows, costs=costs, profiles=sorted(profiles))
     if costs is not None:
         return price_by_hand(tiers, parse_pairs(costs, "--costs"))
-    return price_profiles(tiers, profiles or {})
+    return price_profiles(tiers, profiles)
 
 
 def choose_tiers(

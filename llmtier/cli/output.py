@@ -99,5 +99,7 @@ def percent(value: float | None) -> str:
 
 
 def dollars(value: float | None) -> str:
-    """Render dollars with four significant digits; unknown as a dash."""
-    return "-" if value is None else f"${value:.4g}"
+    """Render dollars with four significant digits, whole ones from a thousand on; unknown as a dash."""
+    if value is None:
+        return "-"
+    return f"${value:,.0f}" if value >= 1000 else f"${value:.4g}"

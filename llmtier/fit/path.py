@@ -97,17 +97,15 @@ def make_gaps(
 
 def walk(evidence: Evidence, reference_column: int, gaps: tuple[float, ...]) -> Walk:
     """Return what the rule at each gap loses on a split, and how much of the traffic it moves."""
-    columns = np.empty((len(evidence), len(gaps)), dtype=np.intp)
-    for place, gap in enumerate(gaps):
-        columns[:, place] = choose_columns(evidence.probabilities, reference_column, gap)
+    rows = np.arange(len(evidence))
     weights = evidence.weights / max(float(evidence.weights.sum()), np.finfo(np.float64).tiny)
-    return Walk(
-        losses=_lag(evidence.scores, reference_column, columns),
-        shares=weights @ (columns != reference_column),
-        predicted=weights @ _lag(evidence.probabilities, reference_column, columns),
-    )
-
-
-def _lag(values: Matrix, reference_column: int, columns: NDArray[np.intp]) -> Matrix:
-    """Return how far the chosen columns are below the reference's."""
-    return np.asarray(values[:, [reference_column]] - np.take_along_axis(values, columns, axis=1))
+    losses = np.empty((len(evidence), len(gaps)))
+    shares, predicted = np.empty(len(gaps)), np.empty(len(gaps))
+    for place, gap in enumerate(gaps):
+        columns = choose_columns(evidence.probabilities, reference_column, gap)
+        losses[:, place] = evidence.scores[:, reference_column] - evidence.scores[rows, columns]
+        shares[place] = weights @ (columns != reference_column)
+        predicted[place] = weights @ (
+            evidence.probabilities[:, reference_column] - evidence.probabilities[rows, columns]
+        )
+    return Walk(losses=losses, shares=shares, predicted=predicted)

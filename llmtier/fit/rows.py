@@ -4,7 +4,6 @@ Reads ``LabelledPrompt``s in any order; the result depends on their contents and
 Scores nothing and chooses nothing.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from llmtier.core.errors import InputFileError
 from llmtier.core.prompt import LabelledPrompt
 from llmtier.fit.prices import Prices
+from llmtier.fit.units import group_rows
 from llmtier.score.scorer import score_matrix, text_digest
 
 FIT_SHARE = 0.5  # the rest certifies: with fewer there, nothing below some thousand labels could be promised
@@ -89,15 +89,15 @@ def make_rows(labelled: Sequence[LabelledPrompt], tiers: Sequence[str], prices: 
 
 
 def split_rows(rows: Rows, *, seed: int) -> tuple[Rows, Rows]:
-    """Split into about half to fit and the rest to judge, near-identical texts on one side.
+    """Split into about half to fit and the rest to judge, near-identical texts and conversations on one side.
 
     Raises:
         InputFileError: When all prompts are near-identical, so that one side would be empty.
     """
-    keys = [text_digest(normalise(item.prompt.last_user_text), seed) for item in rows.labelled]
+    keys = _unit_keys(rows, seed)
     order = sorted(range(len(rows)), key=lambda row: (keys[row], _identity(rows.labelled[row])))
     cut = round(FIT_SHARE * len(rows))
-    # Move the cut to the nearest place where the text changes.
+    # Move the cut to the nearest place where the unit changes.
     borders = [place for place in range(1, len(order)) if keys[order[place - 1]] != keys[order[place]]]
     if not borders:
         raise InputFileError(
@@ -105,6 +105,16 @@ def split_rows(rows: Rows, *, seed: int) -> tuple[Rows, Rows]:
         )
     cut = min(borders, key=lambda place: abs(place - cut))
     return _take(rows, order[:cut]), _take(rows, order[cut:])
+
+
+def _unit_keys(rows: Rows, seed: int) -> list[bytes]:
+    """Return what rows of one unit have in common and their contents alone decide: the least digest of its texts."""
+    groups = group_rows(rows.labelled).tolist()
+    least: dict[int, bytes] = {}
+    for group, item in zip(groups, rows.labelled, strict=True):
+        digest = text_digest(item.prompt.last_user_text, seed)
+        least[group] = min(least.get(group, digest), digest)
+    return [least[group] for group in groups]
 
 
 def _take(rows: Rows, places: Sequence[int]) -> Rows:
@@ -130,11 +140,6 @@ def equal_weights(values: NDArray[np.float64], weights: NDArray[np.float64]) -> 
     n_effective = max(round(float(weights.sum() ** 2 / np.square(weights).sum())), 2)
     places = (np.arange(n_effective) + 0.5) / n_effective
     return np.asarray(values[np.minimum(np.searchsorted(shares, places), len(values) - 1)], dtype=np.float64)
-
-
-def normalise(text: str) -> str:
-    """Return ``text`` in one case, with every run of white space as one space: what counts as the same prompt."""
-    return re.sub(r"\s+", " ", text).strip().casefold()
 
 
 def _identity(item: LabelledPrompt) -> tuple[str, str, str, str]:

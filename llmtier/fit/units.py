@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtier.core.prompt import LabelledPrompt, Prompt
-from llmtier.fit.rows import normalise
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -77,7 +76,13 @@ def sum_units(losses: Matrix, weights: Vector, groups: NDArray[np.intp]) -> Unit
     n_units = int(groups.max(initial=-1)) + 1
     summed = np.zeros((n_units, losses.shape[1]))
     np.add.at(summed, groups, losses * weights[:, np.newaxis])
-    return Units(losses=summed, masses=np.bincount(groups, weights=weights, minlength=n_units))
+    masses = np.bincount(groups, weights=weights, minlength=n_units)
+    return Units(losses=summed, masses=masses.astype(np.float64))
+
+
+def normalise(text: str) -> str:
+    """Return ``text`` in one case, with every run of white space as one space: what counts as the same prompt."""
+    return re.sub(r"\s+", " ", text).strip().casefold()
 
 
 def _keys(prompt: Prompt) -> Iterator[str]:

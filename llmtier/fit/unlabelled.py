@@ -53,13 +53,18 @@ def fit_unlabelled(
     fitted: FittedScorer[Any] = plain_entropy(tiers) if scorer is None else scorer
     if goal.kind is GoalKind.TARGET_SHARES:
         fitted = meet_shares(fitted, prompts, goal.shares, signals)
-    rule = Rule(prices=prices, reference=tiers[-1], gap=GAP, fallback=settings.fallback)
     given = [NO_SIGNALS] * len(prompts) if signals is None else signals
+    rule = Rule(prices=prices, reference=tiers[-1], gap=GAP, fallback=settings.fallback)
     served = [
         rule.choose(fitted.probabilities(prompt, one), domain=prompt.domain)
         for prompt, one in zip(prompts, given, strict=True)
     ]
-    policy = Policy(
+    return FittedPolicy(policy=_make_policy(rule, fitted, served, settings), scorer=fitted)
+
+
+def _make_policy(rule: Rule, fitted: FittedScorer[Any], served: Sequence[str], settings: FitSettings) -> Policy:
+    prices = rule.prices
+    return Policy(
         tiers=tuple(
             PolicyTier(
                 name=tier,
@@ -71,7 +76,7 @@ def fit_unlabelled(
             )
             for tier in prices.by_cost
         ),
-        reference=tiers[-1],
+        reference=rule.reference,
         scorer=ScorerRef(
             kind=fitted.kind,
             file="policy.scorer.json",
@@ -79,13 +84,12 @@ def fit_unlabelled(
             embedder=settings.embedder,
         ),
         max_accuracy_gap=GAP,
-        goal=goal,
+        goal=settings.goal,
         fallback=settings.fallback,
         judgement=None,
         inputs=dict(settings.inputs),
         warnings=(METHOD,),
     )
-    return FittedPolicy(policy=policy, scorer=fitted)
 
 
 def tiers_of(prices: Prices, settings: FitSettings) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def make_policy():
 
 
 class EvenScorer:
-    reads = frozenset()
+    reads: frozenset[str] = frozenset()
 
     def guess_domain(self, prompt):
         return None

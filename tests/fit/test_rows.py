@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from llmtier.core.errors import InputFileError
 from llmtier.core.prompt import LabelledPrompt, Message, Prompt
 from llmtier.fit.prices import price_profiles
-from llmtier.fit.rows import make_rows, normalise, select_rows, split_rows
+from llmtier.fit.rows import make_rows, select_rows, split_rows
+from llmtier.fit.units import normalise
 
 TIERS = ("cheap", "dear")
 
