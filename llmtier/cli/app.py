@@ -6,6 +6,7 @@ import typer
 
 from llmtier import __version__
 from llmtier.cli import (
+    audit,
     calibration,
     demo,
     doctor,
@@ -61,6 +62,7 @@ app.add_typer(embedder.app, name="embedder")
 app.command("profile")(profile.profile)
 app.command("replay")(replay.replay)
 app.command("fit-thresholds")(fit.fit_thresholds)
+app.command("audit")(audit.audit)
 app.command("explain")(explain.explain)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)

@@ -185,3 +185,22 @@ def _numbered_rows(path: Path, columns: ColumnMap) -> Iterator[tuple[int, Row]]:
     if is_parquet(path):
         return read_parquet_rows(path, reads=columns.reads)
     return read_csv_rows(path) if is_csv(path) else read_json_rows(path)
+
+
+def stream_prompts(path: Path, *, columns: Mapping[str, str] | None = None) -> Iterator[Prompt]:
+    """Yield the prompts of a file of any length, one at a time; rows of a log without text are left out.
+
+    Raises:
+        InputFileError: The file is absent or empty, a row is malformed, or a log holds no text at all.
+    """
+    first: FileRow | None = None
+    is_empty = True
+    for row in stream_rows(path, columns=ColumnMap(columns or {})):
+        first = first or row
+        adapted = adapt(row)
+        if adapted is None:
+            continue
+        is_empty = False
+        yield parse_prompt(adapted)
+    if is_empty and first is not None:
+        raise InputFileError(text_advice(first.values), path=path)
