@@ -166,12 +166,14 @@ def summarize(config: Path, answers: "Sequence[Answer]", *, is_json: bool, secon
     from llmtier.engine.hardware import detect_hardware
     from llmtier.store.atomic import write_json
     from llmtier.store.config import load_config
+    from llmtier.store.policies import read_policy
     from llmtier.store.profiles import read_profiles
 
     hardware = detect_hardware()
     loaded = load_config(config)
     profiles = read_profiles(loaded.profiles, hardware.slug)
-    summary = demo_summary.build(answers, profiles, hardware=hardware, reference=REFERENCE)
+    policy = None if loaded.policy is None else read_policy(loaded.policy)
+    summary = demo_summary.build(answers, profiles, hardware=hardware, reference=REFERENCE, policy=policy)
     target = loaded.profiles.parent / "summary.json"
     write_json(target, summary)
     if is_json:

@@ -9,6 +9,7 @@ import typer
 
 from llmtier.cli import output
 from llmtier.core.hardware import Hardware
+from llmtier.core.policy import Policy
 from llmtier.core.profile import LoadPoint, TierProfile
 from llmtier.route.predict import request_usd
 from llmtier.stats.intervals import paired_interval, wilson
@@ -45,7 +46,12 @@ class Answer:
 
 
 def build(
-    answers: Sequence[Answer], profiles: Mapping[str, TierProfile], *, hardware: Hardware, reference: str
+    answers: Sequence[Answer],
+    profiles: Mapping[str, TierProfile],
+    *,
+    hardware: Hardware,
+    reference: str,
+    policy: Policy | None = None,
 ) -> dict[str, Any]:
     """Return the document of ``summary.json``; every figure in it was measured in this run."""
     routed = [answer for answer in answers if answer.model == "auto"]
@@ -59,6 +65,7 @@ def build(
         "baseline": {"tier": reference, **describe_run(baseline, profiles)},
         "routed": {**describe_run(routed, profiles), "shares": count_shares(routed)},
         "loss": compare(routed, baseline),
+        "promise": None if policy is None else check_promise(policy, compare(routed, baseline)),
         "held_out_prompts": len(routed),
     }
 
@@ -122,6 +129,30 @@ def compare(routed: Sequence[Answer], baseline: Sequence[Answer]) -> dict[str, A
     return {"mean": sum(differences) / len(differences), "ci95": interval.as_list(), "n": len(differences)}
 
 
+def check_promise(policy: Policy, loss: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the policy's guarantee beside what fresh questions lost.
+
+    The promise is broken for certain where the whole interval lies above the limit, and kept for certain where it
+    lies below; in between the questions are too few to say.
+    """
+    promised = policy.guarantee
+    limit = None if promised is None else promised.max_loss
+    low, high = loss["ci95"]
+    verdict = "none given"
+    if limit is not None:
+        verdict = "broken" if low > limit else "kept" if high <= limit else "kept as far as these questions tell"
+        verdict = verdict if loss["mean"] <= limit or low > limit else "not seen to hold, nor to be broken"
+    return {
+        "statement": None if promised is None else promised.statement,
+        "max_loss": limit,
+        "n_labels": None if promised is None else promised.n_labels,
+        "measured_loss": loss["mean"],
+        "measured_ci95": loss["ci95"],
+        "n": loss["n"],
+        "verdict": verdict,
+    }
+
+
 def judge(summary: Mapping[str, Any]) -> str | None:
     """Return why the demo's promise was not kept; ``None`` when it was."""
     routed, baseline = summary["routed"], summary["baseline"]
@@ -161,6 +192,11 @@ def show(summary: Mapping[str, Any]) -> None:
     typer.echo(
         f"accuracy lost: {loss['mean']:.4f}, 95 % interval {interval_text(loss['ci95'], is_percent=False)}, n {loss['n']}"
     )
+    promised = summary.get("promise")
+    if promised is not None:
+        typer.echo(
+            f"promised: {promised['statement'] or 'nothing'}; on {promised['n']} fresh questions: {promised['verdict']}"
+        )
     for label, key in (("cost", "usd_per_1k_requests"), ("p95 latency", "e2el_p95_s")):
         typer.echo(f"{label}: {change_text(baseline[key], routed[key])}")
 

@@ -4,8 +4,10 @@ import pytest
 
 from llmtier.cli import demo_summary
 from llmtier.cli.demo_summary import Answer
+from llmtier.core.decision import Fallback
 from llmtier.core.hardware import Hardware
 from llmtier.core.interval import Interval
+from llmtier.core.policy import Goal, GoalKind, Guarantee, Policy, PolicyTier, ScorerRef
 from llmtier.core.profile import AccuracyEstimate, Cost, TierProfile
 from llmtier.core.tier import EngineIdentity
 
@@ -81,3 +83,31 @@ def test_failed_requests_make_the_cost_unknown_not_cheap():
     assert summary["routed"]["e2el_p95_s"] is None
     assert {"failed": 1.0} == summary["routed"]["shares"]
     assert "failed" in demo_summary.judge(summary)
+
+
+def make_policy(max_loss):
+    guarantee = Guarantee(
+        statement="mean score at most so much below", max_loss=max_loss, min_accuracy=None, confidence=0.95, n_labels=9,
+        n_units=9, method="", population="",
+    )  # fmt: skip
+    return Policy(
+        tiers=(PolicyTier(name="big", checkpoint_digest="d", usd_per_request=1.0, accuracy=1.0, share=1.0),),
+        reference="big", scorer=ScorerRef(kind="learned", file="", sha256=""), max_accuracy_gap=0.0,
+        goal=Goal(kind=GoalKind.MAX_ACCURACY_LOSS, value=max_loss), fallback=Fallback.MOST_ACCURATE, judgement=None,
+        inputs={}, guarantee=guarantee,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "verdict"),
+    [
+        (0.001, -0.002, 0.004, "kept"),
+        (0.008, 0.002, 0.014, "kept as far as these questions tell"),
+        (0.012, 0.002, 0.022, "not seen to hold, nor to be broken"),
+        (0.05, 0.03, 0.07, "broken"),
+    ],
+)
+def test_a_promise_is_held_against_fresh_questions(mean, low, high, verdict):
+    loss = {"mean": mean, "ci95": [low, high], "n": 1200}
+
+    assert verdict == demo_summary.check_promise(make_policy(0.01), loss)["verdict"]
