@@ -30,8 +30,8 @@ from llmtier.stats.logistic import LogisticFit
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-DOMAIN_SCALE = 0.3**0.5
-NAME_SCALE = 0.15**0.5
+DOMAIN_SCALE = 0.6**0.5
+NAME_SCALE = 0.3**0.5
 EMBEDDING_SCALE = 1.0
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
