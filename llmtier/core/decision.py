@@ -20,11 +20,19 @@ class MissReason(StrEnum):
     RULE = "rule"
 
 
+class Objective(StrEnum):
+    """What is best among the tiers that meet the need."""
+
+    CHEAPEST = "cheapest"
+    UTILITY = "utility"
+
+
 class Fallback(StrEnum):
     """What to do when no tier meets the need."""
 
     MOST_ACCURATE = "most_accurate"
     FASTEST = "fastest"
+    UTILITY = "utility"
     REJECT = "reject"
 
 
@@ -32,6 +40,7 @@ class Reason(StrEnum):
     """Why the chosen tier was chosen."""
 
     CHEAPEST_FEASIBLE = "cheapest_feasible"
+    HIGHEST_UTILITY = "highest_utility"
     PINNED = "pinned"
     RULE = "rule"
     FALLBACK = "fallback"

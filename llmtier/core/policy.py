@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from llmtier.core.decision import Fallback
+from llmtier.core.decision import Fallback, Objective
 from llmtier.core.interval import Interval
+from llmtier.core.utility import UtilityWeights
 
 
 class GoalKind(StrEnum):
@@ -17,6 +18,7 @@ class GoalKind(StrEnum):
     BUDGET_USD_PER_1K = "budget_usd_per_1k"
     TARGET_SHARES = "target_shares"
     DEFAULT_THRESHOLDS = "default_thresholds"
+    UTILITY = "utility"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,8 @@ class Goal:
                 return "shares " + ", ".join(f"{tier} {share:.0%}" for tier, share in self.shares.items())
             case GoalKind.DEFAULT_THRESHOLDS:
                 return "default thresholds"
+            case GoalKind.UTILITY:
+                return "highest utility"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,14 +164,15 @@ class Policy:
     """The routing rule's fitted part.
 
     A tier may serve a prompt while its P(correct) is at most ``max_accuracy_gap`` below the
-    reference tier's; among those, ``route.decide`` takes the cheapest that meets the limits.
+    reference tier's; among those, ``route.decide`` takes the cheapest that meets the limits. With
+    the objective ``utility`` there is no gap: it takes the highest utility of all that meet them.
 
     Attributes:
         tiers: By ascending cost; contains ``reference``.
         reference: The tier whose accuracy is to be kept.
         scorer: Which file predicts P(correct | prompt, tier).
         max_accuracy_gap: The threshold, in [0, 1]; ``None`` sends everything to the reference, as does 0 where it is
-            alone in ``tiers``.
+            alone in ``tiers``; 1, which bars nothing, where the objective is ``utility``.
         goal: What was asked for.
         guarantee: What holds with confidence; ``None`` means no guarantee.
         fallback: What happens when no tier meets the need.
@@ -176,6 +181,8 @@ class Policy:
         gap_by_domain: Gaps of domains that have their own; the others take ``max_accuracy_gap``.
         labels_needed: Labels in all that would probably allow a cheaper policy; ``None`` when unknown or not needed.
         warnings: What the fit found odd, one line each.
+        objective: What is best among the tiers that meet the need.
+        weights: Of the utility; ``None`` exactly where the objective is another.
     """
 
     tiers: tuple[PolicyTier, ...]
@@ -190,6 +197,8 @@ class Policy:
     gap_by_domain: Mapping[str, float] = field(default_factory=dict)
     labels_needed: int | None = None
     warnings: tuple[str, ...] = ()
+    objective: Objective = Objective.CHEAPEST
+    weights: UtilityWeights | None = None
 
     def __post_init__(self) -> None:
         names = [tier.name for tier in self.tiers]
@@ -201,6 +210,10 @@ class Policy:
             raise ValueError(f"max_accuracy_gap must lie in [0, 1], got {self.max_accuracy_gap}")
         if any(not 0.0 <= gap <= 1.0 for gap in self.gap_by_domain.values()):
             raise ValueError(f"gaps must lie in [0, 1], got {dict(self.gap_by_domain)}")
+        if (self.objective is Objective.UTILITY) != (self.weights is not None):
+            raise ValueError(f"objective {self.objective.value}: weights belong to utility, which cannot do without")
+        if self.fallback is Fallback.UTILITY and self.weights is None:
+            raise ValueError("fallback utility needs the objective utility, whose weights it takes")
 
     def gap_of(self, domain: str | None) -> float | None:
         """Return the gap that holds for a request of ``domain``; ``None`` sends it to the reference."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtier.core.decision import Fallback
+from llmtier.core.decision import Fallback, Objective
 from llmtier.core.interval import Interval
 from llmtier.core.policy import Judgement, PolicyTier
 from llmtier.core.requirement import Requirement
+from llmtier.core.utility import UtilityWeights
 from llmtier.fit.prices import Prices
 from llmtier.fit.rows import Rows, equal_weights
 from llmtier.route.decide import decide
@@ -32,6 +33,8 @@ class Rule:
         gap: ``Policy.max_accuracy_gap``.
         fallback: As the policy will say.
         gap_by_domain: As the policy will say.
+        objective: As the policy will say; with ``utility`` no gap holds.
+        weights: As the policy will say.
     """
 
     prices: Prices
@@ -39,14 +42,23 @@ class Rule:
     gap: float | None
     fallback: Fallback
     gap_by_domain: Mapping[str, float] = field(default_factory=dict)
+    objective: Objective = Objective.CHEAPEST
+    weights: UtilityWeights | None = None
 
     def choose(self, probabilities: Mapping[str, float], *, domain: str | None = None) -> str:
         """Return the tier of one prompt on an unloaded system, by the code that serves."""
-        gap = self.gap if domain is None else self.gap_by_domain.get(domain, self.gap)
-        known = probabilities if gap is not None else {self.reference: probabilities[self.reference]}
-        need = accuracy_need(known, reference=self.reference, max_gap=gap or 0.0)
-        offers = [self.prices.offer(tier, accuracy=known.get(tier)) for tier in self.prices.by_cost]
-        chosen = decide(Requirement(accuracy=need), offers, fallback=self.fallback).tier
+        known, need = probabilities, None
+        if self.objective is Objective.CHEAPEST:
+            gap = self.gap if domain is None else self.gap_by_domain.get(domain, self.gap)
+            known = probabilities if gap is not None else {self.reference: probabilities[self.reference]}
+            need = accuracy_need(known, reference=self.reference, max_gap=gap or 0.0)
+        chosen = decide(
+            Requirement(accuracy=need),
+            [self.prices.offer(tier, accuracy=known.get(tier)) for tier in self.prices.by_cost],
+            fallback=self.fallback,
+            objective=self.objective,
+            weights=self.weights,
+        ).tier
         return self.reference if chosen is None else chosen  # the reference always meets its own need
 
 

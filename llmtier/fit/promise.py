@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtier.core.decision import Objective
 from llmtier.core.errors import NegativeAnswerError
 from llmtier.core.policy import GoalKind, Guarantee
 from llmtier.fit.certify import Certified, Promise, certify, certify_domains, count_passed
@@ -29,6 +30,8 @@ POPULATION = (
 METHOD = "fixed-sequence test by betting on the paired loss (Learn-then-Test), on prompts that fitted nothing"
 METHOD_ONE = "upper bound by betting on the paired loss, at a threshold fixed on other prompts"
 """Where the threshold follows from a budget or from shares, there is one test and no sequence."""
+METHOD_UTILITY = "upper bound by betting on the paired loss, of a rule fixed on other prompts"
+POPULATION_UTILITY = f"{POPULATION}; it takes every prompt to be as long as those profiled, since longer ones wait longer and may go elsewhere"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,23 +177,38 @@ def _hold_floor(splits: Splits, settings: FitSettings) -> Held:
 
 
 def _hold_at(chosen: Candidate, splits: Splits, settings: FitSettings) -> Held:
-    """Keep the threshold that budget or shares ask for, and bound what it loses."""
+    """Keep the rule that budget, shares or utility ask for, and bound what it loses."""
     judged = splits.judged
+    is_utility = settings.objective is Objective.UTILITY
+    which = (
+        "where the highest utility decides"
+        if is_utility
+        else f"at the threshold that {settings.goal.describe()} led to"
+    )
     losses = judged.losses_at(judged.route(chosen.gap))[:, np.newaxis]
     units = sum_units(losses, judged.weights, group_rows(splits.judged_rows.labelled))
     bound = _upper_bound(units, settings) if len(chosen.tiers) > 1 else 0.0
     statement = (
-        f"mean score at most {bound:.4f} below {judged.reference}'s with {settings.confidence:.0%} confidence, "
-        f"at the threshold that {settings.goal.describe()} led to"
+        f"mean score at most {bound:.4f} below {judged.reference}'s with {settings.confidence:.0%} confidence, {which}"
     )
     is_known = bound < 1.0
     return Held(
         tiers=chosen.tiers,
         gap=chosen.gap,
         guarantee=_guarantee(statement, splits, len(units), settings, max_loss=bound) if is_known else None,
-        method=METHOD_ONE,
-        steps=_steps(judged, splits.gaps, certified=(), is_tested=False),
+        method=_method(settings),
+        steps=() if is_utility else _steps(judged, splits.gaps, certified=(), is_tested=False),
     )
+
+
+def _method(settings: FitSettings) -> str:
+    match settings.goal.kind:
+        case GoalKind.MAX_ACCURACY_LOSS | GoalKind.MIN_ACCURACY:
+            return METHOD
+        case GoalKind.UTILITY:
+            return METHOD_UTILITY
+        case _:
+            return METHOD_ONE
 
 
 def _asked(settings: FitSettings) -> Promise:
@@ -233,7 +251,7 @@ def _guarantee(  # a sentence and the facts it rests on
     max_loss: float | None = None,
     min_accuracy: float | None = None,
 ) -> Guarantee:
-    is_walk = settings.goal.kind in {GoalKind.MAX_ACCURACY_LOSS, GoalKind.MIN_ACCURACY}
+    is_by_length = settings.weights is not None and settings.weights.latency_per_s > 0
     return Guarantee(
         statement=statement,
         max_loss=max_loss,
@@ -241,8 +259,8 @@ def _guarantee(  # a sentence and the facts it rests on
         confidence=settings.confidence,
         n_labels=len(splits.judged_rows),
         n_units=n_units,
-        method=METHOD if is_walk else METHOD_ONE,
-        population=POPULATION,
+        method=_method(settings),
+        population=POPULATION_UTILITY if is_by_length else POPULATION,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llmtier.core.errors import NegativeAnswerError, UsageError
-from llmtier.core.policy import Goal, GoalKind, Policy, ScorerRef
+from llmtier.core.policy import GoalKind, Policy, ScorerRef
 from llmtier.core.prompt import LabelledPrompt
 from llmtier.fit.compare import compare
 from llmtier.fit.judge import Routed, Rule, describe_tiers, route_rows, summarise
@@ -24,12 +24,14 @@ from llmtier.fit.search import (
     FitTable,
     Matrix,
     find_cheapest,
+    find_highest_utility,
     find_most_accurate,
     find_nearest_shares,
 )
 from llmtier.fit.settings import FitSettings, FittedPolicy
 from llmtier.fit.topology import subsets, tier_sets
 from llmtier.fit.unlabelled import check_shares
+from llmtier.fit.utility import make_utilities
 from llmtier.fit.warn import find_warnings
 from llmtier.score.scorer import Scorer, fit_out_of_fold
 from llmtier.score.signals import NO_SIGNALS, Signals
@@ -57,7 +59,7 @@ def fit_policy(
 
     Raises:
         UsageError: An unknown scorer, reference or tier.
-        PlanError: A device of a profile cannot be read.
+        PlanError: A device of a profile cannot be read, or utility weighs a latency that none tells.
         InputFileError: The labels are absent or too few.
         NegativeAnswerError: The floor or the budget cannot be reached.
     """
@@ -70,10 +72,10 @@ def fit_policy(
     scorer, out_of_fold = fit_out_of_fold(
         settings.scorer_kind, fit_rows.labelled, by_cost, seed=settings.seed, signals=_signals_of(fit_rows, known)
     )
-    table = _table(fit_rows, out_of_fold, reference, settings.goal)
+    table = _table(fit_rows, out_of_fold, prices, reference=reference, settings=settings)
     chosen = _choose_tiers(table, prices, settings)
     predicted = _predict_all(scorer, judge_rows, known)
-    judged = _table(judge_rows, as_matrix(predicted, by_cost), reference, settings.goal)
+    judged = _table(judge_rows, as_matrix(predicted, by_cost), prices, reference=reference, settings=settings)
     splits = Splits(
         fit=table.only(chosen.tiers), judged=judged.only(chosen.tiers), fit_rows=fit_rows, judged_rows=judge_rows
     )
@@ -84,6 +86,8 @@ def fit_policy(
         gap=held.gap,
         fallback=settings.fallback,
         gap_by_domain=held.gap_by_domain,
+        objective=settings.objective,
+        weights=settings.weights,
     )
     routed = route_rows(rule, judge_rows, predicted)
     policy = _make_policy(rule, routed, judge_rows, scorer, held, settings, n_fit=len(fit_rows))
@@ -133,7 +137,8 @@ def as_matrix(predicted: Sequence[Mapping[str, float]], tiers: Sequence[str]) ->
     return np.array(table, dtype=np.float64).reshape(len(predicted), len(tiers))
 
 
-def _table(rows: Rows, probabilities: Matrix, reference: str, goal: Goal) -> FitTable:
+def _table(rows: Rows, probabilities: Matrix, prices: Prices, *, reference: str, settings: FitSettings) -> FitTable:
+    goal, weights = settings.goal, settings.weights
     floor = goal.value if goal.kind is GoalKind.MIN_ACCURACY else None
     return FitTable(
         tiers=rows.tiers,
@@ -143,6 +148,7 @@ def _table(rows: Rows, probabilities: Matrix, reference: str, goal: Goal) -> Fit
         reference=reference,
         baseline=rows.scores_of(reference) if floor is None else np.full(len(rows), floor),
         weights=rows.weights,
+        utilities=None if weights is None else make_utilities(weights, rows, probabilities, prices),
     )
 
 
@@ -167,6 +173,8 @@ def _choose_tiers(table: FitTable, prices: Prices, settings: FitSettings) -> Can
         case GoalKind.TARGET_SHARES | GoalKind.DEFAULT_THRESHOLDS:
             check_shares(settings, table.tiers)
             return find_nearest_shares(table, goal.shares)
+        case GoalKind.UTILITY:
+            return find_highest_utility(table, sets)
 
 
 def _cheapest_or_all(table: FitTable, sets: Sequence[tuple[str, ...]], *, max_loss: float) -> Candidate:
@@ -217,4 +225,6 @@ def _make_policy(  # noqa: PLR0913  # the parts that a policy is put together fr
         labels_needed=held.labels_needed,
         inputs=dict(settings.inputs),
         warnings=find_warnings(tiers, rows, reference=rule.reference),
+        objective=rule.objective,
+        weights=rule.weights,
     )

@@ -2,8 +2,8 @@
 
 Reads out-of-fold probabilities, scores and costs as arrays; returns the tiers and the gap. The
 gap is the one knob: a tier may serve a prompt while its P(correct) is at most that far below the
-reference tier's. ``choose_columns`` is ``route.decide`` for all rows at once; a test holds the two
-equal. Reads no prompt, judges and certifies nothing.
+reference tier's; where utilities decide there is none. ``FitTable.route`` is ``route.decide`` for
+all rows at once; tests hold the two equal. Reads no prompt, judges and certifies nothing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtier.fit.rows import equal_weights
+from llmtier.fit.utility import Utilities
 from llmtier.stats.intervals import upper_mean_bound
 
 Matrix = NDArray[np.float64]
 
 N_GAPS = 201
 """Gaps tried for each set of tiers: 0 and the quantiles of the predicted differences."""
+
+NO_GAP = 1.0
+"""The gap that bars no tier, which a policy names where utilities decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,7 @@ class FitTable:
         reference: One of ``tiers``.
         baseline: What a row's score is compared with, shape (n,): the reference's score, or an accuracy asked for.
         weights: How many prompts of the traffic each row stands for, shape (n,).
+        utilities: What decides in place of a gap; ``None`` where a gap does.
     """
 
     tiers: tuple[str, ...]
@@ -42,6 +47,7 @@ class FitTable:
     reference: str
     baseline: Matrix
     weights: Matrix
+    utilities: Utilities | None = None
 
     def only(self, tiers: Iterable[str]) -> "FitTable":
         """Return the table of some of its tiers."""
@@ -55,10 +61,13 @@ class FitTable:
             reference=self.reference,
             baseline=self.baseline,
             weights=self.weights,
+            utilities=None if self.utilities is None else self.utilities.only(columns),
         )
 
     def route(self, gap: float) -> NDArray[np.intp]:
-        """Return the column that serves each row at a gap."""
+        """Return the column that serves each row: at a gap, or of the highest utility where that decides."""
+        if self.utilities is not None:
+            return np.asarray(np.argmax(self.utilities.predicted, axis=1), dtype=np.intp)  # of equals the cheapest
         return choose_columns(self.probabilities, self.tiers.index(self.reference), gap)
 
     def losses_at(self, columns: NDArray[np.intp]) -> Matrix:
@@ -119,19 +128,47 @@ def find_cheapest(table: FitTable, sets: Iterable[tuple[str, ...]], *, max_loss:
 
 def walk_gaps(table: FitTable, *, confidence: float) -> Iterator[Candidate]:
     """Yield the rule at each gap of the grid, by ascending gap."""
+    for gap in gap_grid(table.probabilities, table.tiers.index(table.reference)):
+        yield _measure(table, gap, confidence=confidence)
+
+
+def _measure(table: FitTable, gap: float, *, confidence: float) -> Candidate:
     reference_column = table.tiers.index(table.reference)
-    for gap in gap_grid(table.probabilities, reference_column):
-        columns = table.route(gap)
-        losses = table.losses_at(columns)
-        bound = upper_mean_bound(equal_weights(losses, table.weights), confidence=confidence)
-        yield Candidate(
-            tiers=table.tiers,
-            gap=gap,
-            usd_per_request=table.mean(table.usd[np.arange(len(columns)), columns]),
-            loss=table.mean(losses),
-            loss_bound=bound if losses.any() or (columns != reference_column).any() else 0.0,  # 0: nothing moved
-            share_off_reference=table.mean((columns != reference_column).astype(np.float64)),
-        )
+    columns = table.route(gap)
+    losses = table.losses_at(columns)
+    bound = upper_mean_bound(equal_weights(losses, table.weights), confidence=confidence)
+    return Candidate(
+        tiers=table.tiers,
+        gap=gap,
+        usd_per_request=table.mean(table.usd[np.arange(len(columns)), columns]),
+        loss=table.mean(losses),
+        loss_bound=bound if losses.any() or (columns != reference_column).any() else 0.0,  # 0: nothing moved
+        share_off_reference=table.mean((columns != reference_column).astype(np.float64)),
+    )
+
+
+def find_highest_utility(table: FitTable, sets: Iterable[tuple[str, ...]]) -> Candidate:
+    """Return the set of tiers whose mean realised utility is highest when each row goes where the predicted one is.
+
+    Equal means go to fewer tiers, then to the names.
+    """
+
+    def rank(tiers: tuple[str, ...]) -> tuple[float, int, tuple[str, ...]]:
+        return (-mean_utility(table.only(tiers)), len(tiers), tiers)
+
+    return _measure(table.only(min(sets, key=rank)), NO_GAP, confidence=0.5)
+
+
+def mean_utility(table: FitTable) -> float:
+    """Return the mean realised utility of a table whose utilities decide.
+
+    Raises:
+        ValueError: A gap decides there.
+    """
+    if table.utilities is None:
+        raise ValueError("the table holds no utilities")
+    columns = table.route(NO_GAP)
+    return table.mean(table.utilities.realised[np.arange(len(columns)), columns])
 
 
 def find_most_accurate(table: FitTable, sets: Iterable[tuple[str, ...]], *, max_usd: float) -> Candidate | None:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from llmtier.core.decision import Fallback
+from llmtier.core.decision import Fallback, Objective
 from llmtier.core.errors import UsageError
-from llmtier.core.policy import Goal, Policy
+from llmtier.core.policy import Goal, GoalKind, Policy
 from llmtier.core.requirement import Requirement
+from llmtier.core.utility import UtilityWeights
 from llmtier.fit.compare import Comparison
 from llmtier.score.scorer import Scorer
 
@@ -27,9 +28,10 @@ class FitSettings:
         slo: Limits that a tier must meet at least when idle to be considered.
         embedder: Digest of the embedder whose vectors are given; ``None`` without one.
         profile_digests: Tier name to digest of its profile; copied into the policy.
+        weights: Of the utility; ``None`` exactly where the goal is another.
 
     Raises:
-        UsageError: The confidence is out of range.
+        UsageError: The confidence is out of range, or weights and goal do not belong together.
     """
 
     goal: Goal
@@ -43,10 +45,23 @@ class FitSettings:
     slo: Requirement = field(default_factory=Requirement)
     embedder: str | None = None
     profile_digests: Mapping[str, str] = field(default_factory=dict)
+    weights: UtilityWeights | None = None
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1.0:
             raise UsageError(f"confidence must lie in [0.5, 1), got {self.confidence}; 0.95 is usual")
+        is_utility = self.objective is Objective.UTILITY
+        if is_utility and self.weights is None:
+            raise UsageError("--objective utility needs --weights, such as accuracy=1,latency_s=0.05,usd_per_1k=0.02")
+        if not is_utility and (self.weights is not None or self.fallback is Fallback.UTILITY):
+            raise UsageError("--weights and --fallback utility belong to --objective utility")
+        if is_utility and self.per_domain:
+            raise UsageError("--per-domain is for thresholds, and --objective utility has none")
+
+    @property
+    def objective(self) -> Objective:
+        """What the policy takes among the tiers that meet a need."""
+        return Objective.UTILITY if self.goal.kind is GoalKind.UTILITY else Objective.CHEAPEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ in, writes nothing, asks no engine. The scorer has already run.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from llmtier.core.decision import Decision, Fallback, MissReason, Offer, Reason
+from llmtier.core.decision import Decision, Fallback, MissReason, Objective, Offer, Reason
 from llmtier.core.latency_model import LoadState
 from llmtier.core.policy import Policy
 from llmtier.core.profile import TierProfile
@@ -173,6 +173,25 @@ def _choose_by_policy(
     question: Question, states: Mapping[str, TierState], policy: Policy, barred: Collection[str]
 ) -> Choice:
     candidates = _ranked_by(policy, states)
+    requirement = question.needs.requirement
+    offers = [make_offer(question, state) for state in candidates]
+    if policy.objective is Objective.CHEAPEST:
+        requirement, offers = _keep_to_gap(question, candidates, offers, policy=policy)
+    decision = decide(
+        requirement,
+        offers,
+        fallback=policy.fallback,
+        barred=barred,
+        objective=policy.objective,
+        weights=policy.weights,
+    )
+    return Choice(decision=decision, requirement=requirement)
+
+
+def _keep_to_gap(
+    question: Question, candidates: Iterable[TierState], offers: list[Offer], *, policy: Policy
+) -> tuple[Requirement, list[Offer]]:
+    """Return the request's limits with the policy's accuracy need, and the offers as far as they are believed."""
     gap = policy.gap_of(question.needs.domain)
     need = accuracy_need(
         _known_accuracies(question, candidates),
@@ -180,12 +199,9 @@ def _choose_by_policy(
         max_gap=gap or 0.0,
         floor=question.needs.requirement.accuracy,
     )
-    requirement = replace(question.needs.requirement, accuracy=need)
-    offers = [make_offer(question, state) for state in candidates]
     if gap is None:  # nothing is certified there, so nothing is believed of the others
         offers = [offer if offer.tier == policy.reference else replace(offer, accuracy=None) for offer in offers]
-    decision = decide(requirement, offers, fallback=policy.fallback, barred=barred)
-    return Choice(decision=decision, requirement=requirement)
+    return replace(question.needs.requirement, accuracy=need), offers
 
 
 def _ranked_by(policy: Policy, states: Mapping[str, TierState]) -> list[TierState]:

@@ -49,7 +49,9 @@ def test_a_loss_is_promised_from_prices_by_hand(llmtier, folder):
     assert "at most 0.05 below the reference's with 95% confidence" in found["guarantee"]["statement"]
     assert 0.5 == pytest.approx(shares_of(found)["small"], abs=0.1)
     assert found["judgement"]["loss"] <= 0.05
-    assert [True] == sorted({step["is_certified"] for step in found["path"] if step["gap"] <= found["max_accuracy_gap"]})
+    assert [True] == sorted(
+        {step["is_certified"] for step in found["path"] if step["gap"] <= found["max_accuracy_gap"]}
+    )
     assert json.loads((folder / "policy.json").read_text())["guarantee"] == found["guarantee"]
 
 
