@@ -37,7 +37,10 @@ from support.machine import describe_machine, publish
 from support.plain_linear import PlainLinear
 
 from llmtier.core.prompt import LabelledPrompt, Message, Prompt
+from llmtier.engine.embedder import Embedder, load_embedder
 from llmtier.score.scorer import Scorer, fit_scorer, score_matrix
+from llmtier.score.signals import NO_SIGNALS, Signals
+from llmtier.score.text import scored_text
 from llmtier.serve.choose import Question, choose
 from llmtier.serve.ledger import PromptSize
 from llmtier.serve.needs import Needs
@@ -184,7 +187,20 @@ def time_decisions(rows: Sequence[LabelledPrompt]) -> dict[str, dict[str, dict[s
     return timed
 
 
-def time_size(scorer: Scorer, texts: Sequence[str], size: int) -> dict[str, float]:
+def time_semantic(rows: Sequence[LabelledPrompt], folder: Path) -> dict[str, dict[str, float]]:
+    """Return the same of ``semantic``, embedding included, by size of the prompt."""
+    embedder = load_embedder(folder)
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    texts = [rows[row].prompt.last_user_text for row in order[:400]]
+    labels = [rows[row] for row in order[:400]]
+    signals = [Signals(embedding=embedder.embed(scored_text(row.prompt))) for row in labels]
+    scorer = fit_scorer("semantic", labels, TIERS, seed=0, signals=signals)
+    return {str(size): time_size(scorer, texts, size, embedder=embedder, n_timed=300) for size in SIZES_BYTES}
+
+
+def time_size(
+    scorer: Scorer, texts: Sequence[str], size: int, *, embedder: Embedder | None = None, n_timed: int = TIMED
+) -> dict[str, float]:
     """Time prompts of one size, each of other questions put together."""
     draw = np.random.default_rng(size)
     n_joined = size // 100 + 2
@@ -193,14 +209,14 @@ def time_size(scorer: Scorer, texts: Sequence[str], size: int) -> dict[str, floa
     ]
     states, policy = make_states(*TIERS), make_policy(*TIERS)
     spent_s: list[float] = []
-    for number in range(TIMED + 200):
+    for number in range(n_timed + 200):
         text = prompts[number % len(prompts)]
         prompt = Prompt(id="timed", messages=(Message(role="user", content=text),), domain="anatomy")
         started_s = time.perf_counter()
         question = Question(
             model="auto",
             needs=Needs(requirement=LIMITS, domain="anatomy"),
-            probabilities=scorer.probabilities(prompt),
+            probabilities=scorer.probabilities(prompt, give_signals(prompt, embedder)),
             max_tokens=100,
             size=PromptSize(n_characters=len(text)),
         )
@@ -219,12 +235,20 @@ def describe_timing(timed: Mapping[str, Mapping[str, Mapping[str, float]]]) -> d
     }
 
 
+def give_signals(prompt: Prompt, embedder: Embedder | None) -> Signals:
+    """Return the prompt's embedding where there is an embedder."""
+    return NO_SIGNALS if embedder is None else Signals(embedding=embedder.embed(scored_text(prompt)))
+
+
 def parse_arguments() -> argparse.Namespace:
     """Return what was asked."""
     parser = argparse.ArgumentParser(description="APGR, calibration and speed of every scorer on public outcomes.")
     parser.add_argument("--json", type=Path, help="also write the document here")
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder that holds the data")
     parser.add_argument("--quick", action="store_true", help="few labels and splits")
+    parser.add_argument(
+        "--embedder", type=Path, help="also time semantic, with what 'llmtier embedder export' wrote here"
+    )
     parser.add_argument("--retime", type=Path, help="time decisions anew, and take the rankings from this document")
     return parser.parse_args()
 
@@ -240,6 +264,8 @@ def main() -> int:
     begun_s = time.perf_counter()
     rows = read_rows(path)
     timed = time_decisions(rows)
+    if arguments.embedder is not None:
+        timed["semantic"] = time_semantic(rows, arguments.embedder)
     if arguments.retime is not None:
         kept = json.loads(arguments.retime.read_text(encoding="utf-8"))
         del kept["schema_version"], kept["command"]

@@ -11,10 +11,11 @@ import typer
 
 from llmtier.cli import output
 from llmtier.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption
-from llmtier.core.decision import Reason
+from llmtier.core.decision import Offer, Reason
 from llmtier.core.errors import UsageError
 from llmtier.core.prompt import Message, Prompt
 from llmtier.core.requirement import Requirement
+from llmtier.core.utility import UtilityWeights
 
 if TYPE_CHECKING:
     from llmtier.core.policy import Policy
@@ -63,11 +64,19 @@ def explain(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """A decision and what it rests on; ``guess`` is the domain that a prompt without one seems to be of."""
+    """A decision and what it rests on.
+
+    Attributes:
+        choice: Who serves and why.
+        probabilities: Tier name to P(correct).
+        guess: The domain that a prompt without one seems to be of.
+        weights: Of the policy's utility; ``None`` where it takes the cheapest.
+    """
 
     choice: "Choice"
     probabilities: Mapping[str, float]
     guess: "DomainGuess | None"
+    weights: UtilityWeights | None
 
 
 def read_prompt(argument: str | None) -> str:
@@ -137,6 +146,7 @@ def decide(
         choice=choose(asked, states, policy=policy, default_tier=None),
         probabilities=probabilities,
         guess=scorer.guess_domain(question),
+        weights=policy.weights,
     )
 
 
@@ -171,31 +181,55 @@ def as_document(explained: Explained) -> dict[str, object]:
         "need_accuracy": choice.requirement.accuracy,
         "probabilities": dict(explained.probabilities),
         "guessed_domain": None if explained.guess is None else asdict(explained.guess),
+        "weights": None if explained.weights is None else asdict(explained.weights),
+        "utilities": find_utilities(explained),
         "offers": [asdict(offer) for offer in choice.decision.offers],
         "misses": [asdict(miss) for miss in choice.decision.misses],
     }
 
 
+def find_utilities(explained: Explained) -> dict[str, float | None] | None:
+    """Return each tier's utility; ``None`` where the policy takes the cheapest."""
+    weights = explained.weights
+    return None if weights is None else {one.tier: weights.value(one) for one in explained.choice.decision.offers}
+
+
 def show(explained: Explained) -> None:
     """Print one row a tier, then the verdict."""
-    choice, probabilities = explained.choice, explained.probabilities
+    choice, weights = explained.choice, explained.weights
     decision = choice.decision
-    passed_over = "passed over" if decision.reason is Reason.RULE else "dearer"
-    rows = []
-    for offer in sorted(decision.offers, key=lambda offer: (offer.usd is None, offer.usd)):
-        misses = "; ".join(miss.describe().split(": ", 1)[1] for miss in decision.misses if miss.tier == offer.tier)
-        verdict = "chosen" if offer.tier == decision.tier else misses or passed_over
-        rows.append(
-            (
-                offer.tier, output.percent(probabilities.get(offer.tier)), output.milliseconds(offer.ttft_s),
-                output.milliseconds(offer.e2el_s), output.dollars(None if offer.usd is None else 1000 * offer.usd), verdict,
-            )
-        )  # fmt: skip
-    columns = ("tier", "P(correct)", "TTFT p95 ms", "E2EL p95 ms", "$/1k requests", "verdict")
-    need = output.percent(choice.requirement.accuracy)
-    output.print_table(f"Needs P(correct) of at least {need}", columns, rows)
+    offers = sorted(decision.offers, key=lambda offer: (offer.usd is None, offer.usd))
+    columns: tuple[str, ...] = ("tier", "P(correct)", "TTFT p95 ms", "E2EL p95 ms", "$/1k requests", "verdict")
+    rows = [make_row(explained, offer) for offer in offers]
+    title = f"Needs P(correct) of at least {output.percent(choice.requirement.accuracy)}"
+    if weights is not None:
+        columns = (*columns[:-1], "utility", columns[-1])
+        rows = [(*row[:-1], show_utility(weights, offer), row[-1]) for row, offer in zip(rows, offers, strict=True)]
+        title = f"{title}; utility: {weights.describe()}"
+    output.print_table(title, columns, rows)
     if explained.guess is not None:
         guess = explained.guess
         typer.echo(f"no known domain given; from the text {guess.domain} ({output.percent(guess.probability)})")
     said = "" if decision.rule is None else f"; rule {decision.rule!r} held"
     typer.echo(f"{decision.tier or 'nobody'} ({decision.reason.value}{said})")
+
+
+def make_row(explained: Explained, offer: Offer) -> tuple[str, ...]:
+    """Return the cells of one tier."""
+    decision = explained.choice.decision
+    passed_over = {Reason.RULE: "passed over", Reason.HIGHEST_UTILITY: "lower utility"}.get(decision.reason, "dearer")
+    misses = "; ".join(miss.describe().split(": ", 1)[1] for miss in decision.misses if miss.tier == offer.tier)
+    return (
+        offer.tier,
+        output.percent(explained.probabilities.get(offer.tier)),
+        output.milliseconds(offer.ttft_s),
+        output.milliseconds(offer.e2el_s),
+        output.dollars(None if offer.usd is None else 1000 * offer.usd),
+        "chosen" if offer.tier == decision.tier else misses or passed_over,
+    )
+
+
+def show_utility(weights: UtilityWeights, offer: Offer) -> str:
+    """Return the utility of an offer with its sign; unknown as a dash."""
+    value = weights.value(offer)
+    return "-" if value is None else f"{value:+.4f}"

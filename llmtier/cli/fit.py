@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from llmtier.cli import fit_inputs as inputs
 from llmtier.cli import fit_options as options
 from llmtier.cli import output
+from llmtier.cli.fit_retries import RetryReport, charge_retries
 from llmtier.cli.options import ForceOption, JsonOption, SeedOption
-from llmtier.core.decision import Fallback
+from llmtier.core.decision import Fallback, Objective
 from llmtier.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ def fit_thresholds(
     min_accuracy: options.MinAccuracyOption = None,
     budget_usd_per_1k: options.BudgetUsdPer1kOption = None,
     target_shares: options.TargetSharesOption = None,
+    objective: options.ObjectiveOption = Objective.CHEAPEST,
+    weights: options.WeightsOption = None,
     reference: options.ReferenceOption = None,
     tiers: options.TiersOption = None,
     scorer: options.ScorerOption = None,
@@ -46,6 +51,8 @@ def fit_thresholds(
     max_rows: options.MaxRowsOption = inputs.MAX_ROWS,
     fallback: options.FallbackOption = Fallback.MOST_ACCURATE,
     hardware: options.HardwareOption = None,
+    retries_from: options.RetriesFromOption = None,
+    retry_window_s: options.RetryWindowOption = 300.0,
     force: ForceOption = False,
     seed: SeedOption = 0,
     is_json: JsonOption = False,
@@ -59,38 +66,37 @@ def fit_thresholds(
     inputs.refuse_overwrite(out, is_forced=force)
     named = None if tiers is None else [name.strip() for name in tiers.split(",")]
     labels = inputs.read_labels(outcomes, columns=column or [], max_rows=max_rows, seed=seed, tiers=named)
-    goal = inputs.make_goal(
-        max_accuracy_loss=max_accuracy_loss,
-        min_accuracy=min_accuracy,
-        budget=budget_usd_per_1k,
-        shares=target_shares,
-        is_labelled=any(row.scores for row in labels.rows),
-    )
+    asked = inputs.Goals(loss=max_accuracy_loss, floor=min_accuracy, budget=budget_usd_per_1k, shares=target_shares)
+    goal = inputs.make_goal(asked, objective=objective, is_labelled=any(row.scores for row in labels.rows))
     found = _read_profiles(profiles, hardware, is_needed=costs is None)
-    prices = inputs.find_prices(named, labels.rows, costs=costs, profiles=found.profiles)
+    known = inputs.find_prices(named, labels.rows, costs=costs, profiles=found.profiles)
+    charged = charge_retries(known, retries_from, window_s=retry_window_s)
     settings = FitSettings(
         goal=goal,
         seed=seed,
         fallback=fallback,
-        inputs=_digest(outcomes),
+        inputs=_digest(outcomes if retries_from is None else [*outcomes, retries_from]),
         reference=reference,
         scorer_kind=scorer or "learned",
         confidence=confidence,
         per_domain=per_domain,
         slo=inputs.make_limits(ttft_ms=ttft_ms, e2el_ms=e2el_ms),
-        profile_digests={tier: found.digests[tier] for tier in prices.profiles},
+        profile_digests={tier: found.digests[tier] for tier in charged.prices.profiles},
+        weights=inputs.parse_weights(weights),
     )
-    fitted = _fit(labels, prices, settings, _Tools(scorer=scorer, embedder=embedder, simple=simple, complex_=complex_))
-    _show(_write(out, fitted, settings), out=out, is_json=is_json)
+    tools = _Tools(scorer=scorer, embedder=embedder, simple=simple, complex_=complex_)
+    _show(_write(out, _fit(labels, charged.prices, settings, tools), settings), charged, out=out, is_json=is_json)
 
 
-def _show(written: "FittedPolicy", *, out: Path, is_json: bool) -> None:
+def _show(written: "FittedPolicy", charged: RetryReport, *, out: Path, is_json: bool) -> None:
     from llmtier.cli.fit_report import as_document, show
 
     if is_json:
-        output.print_json(as_document(written, out=out))
-    else:
-        show(written, out=out)
+        output.print_json(as_document(written, out=out) | {"retries": charged.as_document()})
+        return
+    show(written, out=out)
+    for line in charged.lines():
+        typer.echo(line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,16 @@
 """What ``fit-thresholds`` reads: options as text, outcomes, prices, embeddings, seed sentences."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtier.cli import output
+from llmtier.core.decision import Objective
 from llmtier.core.errors import InputFileError, UsageError
 from llmtier.core.policy import Goal, GoalKind
 from llmtier.core.requirement import Requirement
+from llmtier.core.utility import UtilityWeights
 
 if TYPE_CHECKING:
     from llmtier.core.profile import TierProfile
@@ -55,41 +58,74 @@ def parse_columns(given: Sequence[str]) -> dict[str, str] | None:
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs} or None
 
 
-def make_goal(
-    *,
-    max_accuracy_loss: float | None,
-    min_accuracy: float | None,
-    budget: float | None,
-    shares: str | None,
-    is_labelled: bool,
-) -> Goal:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goals:
+    """The options that name a goal, as given.
+
+    Attributes:
+        loss: ``--max-accuracy-loss``.
+        floor: ``--min-accuracy``.
+        budget: ``--budget-usd-per-1k``.
+        shares: ``--target-shares``.
+    """
+
+    loss: float | None = None
+    floor: float | None = None
+    budget: float | None = None
+    shares: str | None = None
+
+
+def make_goal(given: Goals, *, objective: Objective, is_labelled: bool) -> Goal:
     """Return what was asked for; without any goal, a loss of a point with labels and default thresholds without.
 
     Raises:
         UsageError: Several goals, or one out of range.
     """
-    given = {
-        "--max-accuracy-loss": max_accuracy_loss,
-        "--min-accuracy": min_accuracy,
-        "--budget-usd-per-1k": budget,
-        "--target-shares": shares,
+    options = {
+        "--objective utility": None if objective is Objective.CHEAPEST else objective,
+        "--max-accuracy-loss": given.loss,
+        "--min-accuracy": given.floor,
+        "--budget-usd-per-1k": given.budget,
+        "--target-shares": given.shares,
     }
-    named = [option for option, value in given.items() if value is not None]
+    named = [option for option, value in options.items() if value is not None]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)}: a policy is fitted for one goal; give one of them")
+    if objective is Objective.UTILITY:
+        return Goal(kind=GoalKind.UTILITY)
     try:
-        if min_accuracy is not None:
-            return Goal(kind=GoalKind.MIN_ACCURACY, value=min_accuracy)
-        if budget is not None:
-            return Goal(kind=GoalKind.BUDGET_USD_PER_1K, value=budget)
-        if shares is not None:
-            return Goal(kind=GoalKind.TARGET_SHARES, shares=parse_pairs(shares, "--target-shares"))
-        if max_accuracy_loss is None and not is_labelled:
+        if given.floor is not None:
+            return Goal(kind=GoalKind.MIN_ACCURACY, value=given.floor)
+        if given.budget is not None:
+            return Goal(kind=GoalKind.BUDGET_USD_PER_1K, value=given.budget)
+        if given.shares is not None:
+            return Goal(kind=GoalKind.TARGET_SHARES, shares=parse_pairs(given.shares, "--target-shares"))
+        if given.loss is None and not is_labelled:
             return Goal(kind=GoalKind.DEFAULT_THRESHOLDS)
-        loss = DEFAULT_MAX_LOSS if max_accuracy_loss is None else max_accuracy_loss
+        loss = DEFAULT_MAX_LOSS if given.loss is None else given.loss
         return Goal(kind=GoalKind.MAX_ACCURACY_LOSS, value=loss)
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
+
+
+def parse_weights(text: str | None) -> UtilityWeights | None:
+    """Return ``accuracy=1,latency_s=0.05,usd_per_1k=0.02`` as weights; ``None`` when none are given.
+
+    Raises:
+        UsageError: Another name, or a weight that is out of range.
+    """
+    if text is None:
+        return None
+    given = parse_pairs(text, "--weights")
+    names = ("accuracy", "latency_s", "usd_per_1k")
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise UsageError(f"--weights names {', '.join(unknown)}; there are {', '.join(names)}")
+    accuracy, latency_s, usd_per_1k = (given.get(name, 0.0) for name in names)
+    try:
+        return UtilityWeights(accuracy=accuracy, latency_per_s=latency_s, cost_per_usd_1k=usd_per_1k)
+    except ValueError as exc:
+        raise UsageError(f"--weights {text!r}: {exc}") from exc
 
 
 def read_labels(

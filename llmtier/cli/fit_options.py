@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llmtier.core.decision import Fallback
+from llmtier.core.decision import Fallback, Objective
 
 OutcomesArgument = Annotated[
     list[Path], typer.Argument(help="Outcomes of 'llmtier replay', or a log: Parquet, JSONL, CSV.")
@@ -22,6 +22,12 @@ MinAccuracyOption = Annotated[float | None, typer.Option(help="Mean score to kee
 BudgetUsdPer1kOption = Annotated[float | None, typer.Option(help="Dollars that 1,000 requests may cost.")]
 TargetSharesOption = Annotated[
     str | None, typer.Option(help="Share of the traffic for each tier: small=0.7,large=0.3; promises nothing.")
+]
+ObjectiveOption = Annotated[
+    Objective, typer.Option(help="What the policy takes of the tiers that meet a need; utility has no threshold.")
+]
+WeightsOption = Annotated[
+    str | None, typer.Option(help="Of the utility: accuracy=1,latency_s=0.05,usd_per_1k=0.02; absent ones are 0.")
 ]
 ReferenceOption = Annotated[
     str | None, typer.Option(help="Tier whose accuracy is to be kept; default: the most accurate.")
@@ -47,3 +53,7 @@ ColumnOption = Annotated[
 MaxRowsOption = Annotated[int, typer.Option(help="Rows kept of larger files, a seeded sample.", min=20)]
 FallbackOption = Annotated[Fallback, typer.Option(help="Where a request goes that no tier can meet.")]
 HardwareOption = Annotated[str | None, typer.Option(help="Hardware folder of the profiles; default: this machine's.")]
+RetriesFromOption = Annotated[
+    Path | None, typer.Option(help="Log with keys: each tier is charged what is asked again after it.")
+]
+RetryWindowOption = Annotated[float, typer.Option(help="Seconds within which asking again counts.", min=0)]

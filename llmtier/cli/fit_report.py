@@ -23,6 +23,8 @@ def as_document(fitted: "FittedPolicy", *, out: Path) -> dict[str, object]:
         "schema_version": 1,
         "policy": str(out),
         "goal": asdict(policy.goal),
+        "objective": policy.objective.value,
+        "weights": None if policy.weights is None else asdict(policy.weights),
         "guarantee": None if policy.guarantee is None else asdict(policy.guarantee),
         "reference": policy.reference,
         "max_accuracy_gap": policy.max_accuracy_gap,
@@ -93,8 +95,11 @@ def summary(policy: "Policy") -> Iterator[str]:
         yield f"it speaks of {policy.guarantee.population}"
     else:
         yield "no guarantee"
+    if policy.weights is not None:
+        yield f"each prompt goes where this is highest: {policy.weights.describe()}"
     if len(policy.tiers) == 1:
-        yield f"everything goes to {policy.reference}: no cheaper way is certain enough of: {policy.goal.describe()}"
+        why = "no cheaper way is certain enough of" if policy.weights is None else "no other tier helps towards"
+        yield f"everything goes to {policy.reference}: {why}: {policy.goal.describe()}"
     lacking = lacking_labels(policy)
     if lacking is not None:
         yield lacking

@@ -156,7 +156,8 @@ def find_highest_utility(table: FitTable, sets: Iterable[tuple[str, ...]]) -> Ca
     def rank(tiers: tuple[str, ...]) -> tuple[float, int, tuple[str, ...]]:
         return (-mean_utility(table.only(tiers)), len(tiers), tiers)
 
-    return _measure(table.only(min(sets, key=rank)), NO_GAP, confidence=0.5)
+    best = min(sets, key=rank)
+    return _measure(table.only(best), NO_GAP, confidence=0.5)
 
 
 def mean_utility(table: FitTable) -> float:

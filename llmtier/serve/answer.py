@@ -76,7 +76,7 @@ class CompletionHandler:
             RequestRefusedError: The answer is an error of the gateway's own, which the caller sends.
         """
         state = self._state
-        record = begin(state.new_id(), now=state.now, clock=state.clock)
+        record = begin(state.new_id(), now=state.now, clock=state.clock, headers=headers)
         reply.headers[b"x-llmtier-request-id"] = record.request_id.encode()
         try:
             limits = state.limits

@@ -13,11 +13,13 @@ from enum import StrEnum
 from llmtier.core.decision import Decision, Offer
 from llmtier.engine.wire import Usage
 from llmtier.route.predict import request_usd
+from llmtier.serve.asgi import Headers
 from llmtier.serve.choose import Choice
 from llmtier.serve.log import TrafficLog
 from llmtier.serve.metrics import NO_TIER, Metrics
 from llmtier.serve.needs import Needs
 from llmtier.serve.pool import TierPool
+from llmtier.serve.rules import hash_bearer
 from llmtier.serve.wire import WireRequest
 from llmtier.store.traffic import TrafficRow
 
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 FAILOVER = "failover"
 """The reason of a decision that replaces one whose tier failed before the first byte."""
+
+_KEY_DIGITS = 16
+"""Of a key's sha256: enough to tell one client's requests from another's."""
 
 
 class RequestOutcome(StrEnum):
@@ -58,6 +63,7 @@ class Record:
         n_in_flight: Requests on the tier before this one.
         status: HTTP status that the client got; 499 when it had left, 500 until something else is known.
         usage: As the engine reports it.
+        key_sha256: The first digits of the bearer token's; ``None`` without one.
     """
 
     request_id: str
@@ -76,6 +82,7 @@ class Record:
     status: int = 500
     outcome: RequestOutcome = RequestOutcome.INTERNAL_ERROR
     usage: Usage = field(default_factory=Usage)
+    key_sha256: str | None = None
 
     @property
     def overhead_s(self) -> float | None:
@@ -156,9 +163,16 @@ class Recorder:
             self._metrics.cost_usd.labels(tier).inc(usd)
 
 
-def begin(request_id: str, *, now: Callable[[], datetime], clock: Callable[[], float]) -> Record:
+def begin(request_id: str, *, now: Callable[[], datetime], clock: Callable[[], float], headers: Headers = ()) -> Record:
     """Open the record of a request that has just arrived."""
-    return Record(request_id=request_id, received_at=now(), received_s=clock())
+    received_s = clock()
+    key = hash_bearer(headers)
+    return Record(
+        request_id=request_id,
+        received_at=now(),
+        received_s=received_s,
+        key_sha256=None if key is None else key[:_KEY_DIGITS],
+    )
 
 
 def _log_line(record: Record, usd: float | None) -> None:
@@ -203,6 +217,7 @@ def _make_row(record: Record, usd: float | None, *, keeps_text: bool) -> Traffic
         misses=_describe_misses(record),
         prompt_sha256="" if request is None else request.prompt_sha256,
         messages_json=messages,
+        key_sha256=record.key_sha256,
     )
 
 

@@ -33,6 +33,7 @@ TRAFFIC_COLUMNS = (
     Column("misses", "string"),
     Column("prompt_sha256", "string"),
     Column("messages_json", "string", nullable=True),
+    Column("key_sha256", "string", nullable=True),
 )
 
 
@@ -58,6 +59,7 @@ class TrafficRow:
         misses: Why the other tiers were refused, one line each.
         prompt_sha256: Of the messages.
         messages_json: The messages as JSON text; ``None`` unless the user opted in.
+        key_sha256: First 16 hex digits of the sha256 of the client's bearer token; ``None`` without one.
     """
 
     request_id: str
@@ -79,6 +81,7 @@ class TrafficRow:
     misses: str
     prompt_sha256: str
     messages_json: str | None = None
+    key_sha256: str | None = None
 
 
 class TrafficWriter:

@@ -101,6 +101,37 @@ def test_few_labels_leave_all_on_the_reference_and_say_how_many_would_do(llmtier
     assert "labelled prompts" in ended.out
 
 
+WEIGHTS = ("--objective", "utility", "--weights")
+
+
+def test_utility_weighs_accuracy_against_cost(llmtier, folder):
+    """The large tier adds 1 to the hard half; at 0.05 for $1,000 it costs 0.45 more."""
+    found = fit(llmtier, "outcomes.jsonl", *COSTS, *WEIGHTS, "accuracy=1,usd_per_1k=0.00005", "--fallback", "utility")
+    written = json.loads((folder / "policy.json").read_text())
+    weights = {"accuracy": 1.0, "latency_per_s": 0.0, "cost_per_usd_1k": 0.00005}
+
+    assert ("utility", "utility", weights) == (found["objective"], found["goal"]["kind"], found["weights"])
+    assert ("utility", "utility", weights) == (written["objective"], written["fallback"], written["weights"])
+    assert 0.5 == pytest.approx(shares_of(found)["small"], abs=0.1)
+    assert found["judgement"]["loss"] <= found["guarantee"]["max_loss"] < 0.1
+
+
+def test_utility_is_told_in_words_and_a_dear_dollar_moves_all(llmtier, folder):
+    words = (*COSTS, *WEIGHTS, "accuracy=1,usd_per_1k=0.001", "--reference", "large")
+    ended = llmtier("fit-thresholds", "outcomes.jsonl", *words, "--force")
+
+    assert 0 == ended.code, ended.err
+    assert "each prompt goes where this is highest: 1 x P(correct) - 0 x E2EL in s - 0.001 x $" in ended.out
+    assert "small 100.0 %" in ended.out
+
+
+def test_utility_needs_scores(llmtier, folder):
+    ended = llmtier("fit-thresholds", "log.jsonl", *COSTS, *WEIGHTS, "accuracy=1")
+
+    assert (3, True) == (ended.code, "llmtier replay" in ended.err)
+    assert not (folder / "policy.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -116,6 +147,15 @@ def test_few_labels_leave_all_on_the_reference_and_say_how_many_would_do(llmtier
         (("--simple", "a.txt"), 2, "belong together"),
         (("--confidence", "1"), 2, "confidence"),
         (("--costs", "small=1"), 2, "no cost of large"),
+        ((*WEIGHTS, "accuracy=1", "--min-accuracy", "0.5"), 2, "a policy is fitted for one goal"),
+        (("--objective", "utility"), 2, "needs --weights"),
+        (("--weights", "accuracy=1"), 2, "belong to --objective utility"),
+        (("--fallback", "utility"), 2, "belong to --objective utility"),
+        ((*WEIGHTS, "accuracy=1", "--per-domain"), 2, "--per-domain is for thresholds"),
+        ((*WEIGHTS, "speed=1"), 2, "--weights names speed; there are accuracy, latency_s, usd_per_1k"),
+        ((*WEIGHTS, "accuracy=0"), 2, "all weights are 0"),
+        ((*WEIGHTS, "accuracy=-1"), 2, "must be finite and >= 0"),
+        ((*WEIGHTS, "accuracy=1,latency_s=1"), 2, "no profile tells those of small, large"),
         (("--costs", "small=-1,large=2"), 2, "must be >= 0"),
     ],
 )

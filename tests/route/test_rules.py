@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from llmtier.core.decision import Fallback, MissReason, Offer, Reason
 from llmtier.core.requirement import Requirement
 from llmtier.core.rule import Condition, Rule
+from llmtier.core.utility import UtilityWeights
 from llmtier.route.decide import decide, find_misses
 from llmtier.route.rules import EDGE_CHARACTERS, RequestFacts, RuleBook, barred_by_cost, barred_by_order
 
+WEIGHTS = UtilityWeights(accuracy=1.0, cost_per_usd_1k=0.1)
 TIERS = "abcdef"
 
 maybe = lambda values: st.none() | values  # noqa: E731  # reads as the strategies around it
@@ -101,8 +103,8 @@ def test_without_rules_none_holds(request_facts):
 def test_without_a_barred_tier_the_decision_is_the_same(requirement, candidates, fallback):
     barred = barred_by_order("a", ["a", *TIERS[1:]])
 
-    assert decide(requirement, candidates, fallback=fallback) == decide(
-        requirement, candidates, fallback=fallback, barred=barred
+    assert decide(requirement, candidates, fallback=fallback, weights=WEIGHTS) == decide(
+        requirement, candidates, fallback=fallback, weights=WEIGHTS, barred=barred
     )
 
 
@@ -110,7 +112,7 @@ def test_without_a_barred_tier_the_decision_is_the_same(requirement, candidates,
 def test_no_cheaper_tier_is_chosen_while_an_allowed_one_is_feasible(requirement, candidates, order, least, fallback):
     barred = barred_by_order(least, order)
     allowed = [offer for offer in candidates if order.index(offer.tier) >= order.index(least)]
-    decision = decide(requirement, candidates, fallback=fallback, barred=barred)
+    decision = decide(requirement, candidates, fallback=fallback, weights=WEIGHTS, barred=barred)
 
     if any(not list(find_misses(requirement, offer)) for offer in allowed):
         assert Reason.CHEAPEST_FEASIBLE is decision.reason
@@ -120,7 +122,7 @@ def test_no_cheaper_tier_is_chosen_while_an_allowed_one_is_feasible(requirement,
 @given(requirements, offers, orders, st.sampled_from(TIERS), st.sampled_from(list(Fallback)))
 def test_a_barred_tier_serves_only_where_no_allowed_one_can_be_reached(requirement, candidates, order, least, fallback):
     barred = barred_by_order(least, order)
-    decision = decide(requirement, candidates, fallback=fallback, barred=barred)
+    decision = decide(requirement, candidates, fallback=fallback, weights=WEIGHTS, barred=barred)
     unreachable = {m.tier for m in decision.misses if m.reason in {MissReason.UNHEALTHY, MissReason.CONTEXT}}
 
     assert barred & {offer.tier for offer in candidates} == {

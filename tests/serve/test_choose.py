@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from llmtier.core.decision import Fallback, MissReason, Reason
+from llmtier.core.decision import Fallback, MissReason, Objective, Reason
 from llmtier.core.latency_model import LoadState
 from llmtier.core.requirement import Requirement
+from llmtier.core.utility import UtilityWeights
 from llmtier.serve.choose import Question, TierState, choose, find_next_tier, make_offer
 from llmtier.serve.ledger import PromptSize
 from llmtier.serve.needs import Needs
@@ -191,3 +192,51 @@ def test_a_pinned_request_goes_nowhere_else(states):
 
     assert find_next_tier(pinned, tried=["small"]) is None
     assert "large" == find_next_tier(by_default, tried=["small"])
+
+
+@pytest.fixture
+def by_utility(make_policy):
+    """Return a maker of policies that weigh accuracy 1, each second and each dollar for 1,000 requests as given."""
+
+    def make(*, latency_per_s=0.0, cost_per_usd_1k=0.0, **options):
+        weights = UtilityWeights(accuracy=1.0, latency_per_s=latency_per_s, cost_per_usd_1k=cost_per_usd_1k)
+        policy = make_policy("small", "large", max_gap=1.0)
+        return replace(policy, objective=Objective.UTILITY, weights=weights, **options)
+
+    return make
+
+
+def test_utility_weighs_accuracy_against_cost_and_latency(states, by_utility):
+    """``large`` adds 0.75 to a hard prompt, 0.05 to an easy one; it costs $900 more for 1,000 and is slower."""
+    cost = by_utility(cost_per_usd_1k=0.0003)
+
+    assert "large" == choose_tier(ask(probabilities=HARD), states, policy=cost)
+    assert "small" == choose_tier(ask(probabilities=EASY), states, policy=cost)
+    assert "large" == choose_tier(ask(probabilities=EASY), states, policy=by_utility())
+    assert "small" == choose_tier(ask(probabilities=HARD), states, policy=by_utility(latency_per_s=5.0))
+
+
+def test_utility_knows_no_gap_and_keeps_the_requests_own_limits(states, by_utility):
+    policy = by_utility(cost_per_usd_1k=0.01)  # the cheap one is always worth more
+    free = choose(ask(probabilities=HARD), states, policy=policy, default_tier=None)
+    floor = choose(ask(probabilities=HARD, accuracy=0.5), states, policy=policy, default_tier=None)
+
+    assert ("small", None) == (free.decision.tier, free.requirement.accuracy)
+    assert ("large", 0.5) == (floor.decision.tier, floor.requirement.accuracy)
+    assert Reason.HIGHEST_UTILITY is free.decision.reason
+    assert [MissReason.ACCURACY] == [miss.reason for miss in floor.decision.misses]
+
+
+def test_load_moves_a_request_whose_latency_counts(states, by_utility):
+    """One in flight is 0.55 s on ``large``; nine more make the same answer wait for ten times that."""
+    policy = by_utility(latency_per_s=0.2)
+    states["large"] = replace(states["large"], load=LoadState(n_decoding=9))
+
+    assert "small" == choose_tier(ask(probabilities=HARD), states, policy=policy)
+
+
+def test_the_utility_fallback_takes_the_highest_that_can_be_reached(states, by_utility):
+    policy = by_utility(cost_per_usd_1k=0.01, fallback=Fallback.UTILITY)
+    decision = choose(ask(probabilities=HARD, ttft_s=0.001), states, policy=policy, default_tier=None).decision
+
+    assert ("small", Reason.FALLBACK) == (decision.tier, decision.reason)

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtier.core.decision import Fallback
+from llmtier.core.decision import Fallback, Objective
 from llmtier.core.errors import DiskError, InputFileError, SchemaVersionError
 from llmtier.core.interval import Interval
 from llmtier.core.policy import Goal, GoalKind, Guarantee, Judgement, Policy, PolicyTier, ScorerRef
+from llmtier.core.utility import UtilityWeights
 from llmtier.store.policies import read_policy, read_scorer_state, write_policy
 
 UNITS = st.floats(0, 1)
@@ -48,7 +49,9 @@ GOALS = st.one_of(
     st.builds(Goal, kind=st.just(GoalKind.BUDGET_USD_PER_1K), value=st.floats(0, 1e6)),
     st.builds(Goal, kind=st.just(GoalKind.TARGET_SHARES), shares=st.just({"a": 0.25, "b": 0.75})),
     st.just(Goal(kind=GoalKind.DEFAULT_THRESHOLDS)),
+    st.just(Goal(kind=GoalKind.UTILITY)),
 )
+WEIGHTS = st.builds(UtilityWeights, accuracy=st.floats(0.001, 9), latency_per_s=UNITS, cost_per_usd_1k=UNITS)
 GUARANTEES = st.builds(
     Guarantee,
     statement=TEXTS,
@@ -65,6 +68,7 @@ GUARANTEES = st.builds(
 @st.composite
 def policies(draw):
     tiers = draw(TIERS)
+    weights = draw(st.none() | WEIGHTS)
     return Policy(
         tiers=tiers,
         reference=draw(st.sampled_from(tiers)).name,
@@ -75,7 +79,9 @@ def policies(draw):
         gap_by_domain=draw(st.dictionaries(TEXTS, UNITS, max_size=2)),
         labels_needed=draw(st.none() | st.integers(1, 10**6)),
         warnings=tuple(draw(st.lists(TEXTS, max_size=2))),
-        fallback=draw(st.sampled_from(Fallback)),
+        fallback=draw(st.sampled_from([f for f in Fallback if weights is not None or f is not Fallback.UTILITY])),
+        objective=Objective.CHEAPEST if weights is None else Objective.UTILITY,
+        weights=weights,
         judgement=draw(st.none() | JUDGEMENTS),
         inputs=draw(st.dictionaries(TEXTS, TEXTS, max_size=2)),
     )
@@ -118,6 +124,16 @@ def test_written_policies_read_back(tmp_path_factory, provenance):
         assert state == read_scorer_state(path, written)
 
     check()
+
+
+def test_a_policy_without_objective_takes_the_cheapest(tmp_path, policy, provenance):
+    """As those written before there was another."""
+    path = tmp_path / "policy.json"
+    write_policy(path, policy, b"state", provenance=provenance)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({key: document[key] for key in document if key not in {"objective", "weights"}}))
+
+    assert (Objective.CHEAPEST, None) == (read_policy(path).objective, read_policy(path).weights)
 
 
 def test_older_scorer_is_removed_and_other_files_are_not(tmp_path, policy, provenance):
@@ -182,6 +198,10 @@ def test_absent_scorer_is_refused(tmp_path, policy, provenance):
         ({"reference": "b"}, InputFileError, "reference tier b is not among"),
         ({"fallback": "hope"}, InputFileError, "fallback: .*got 'hope'"),
         ({"max_accuracy_gap": 2}, InputFileError, "max_accuracy_gap must lie in"),
+        ({"objective": "utility"}, InputFileError, "weights belong to utility"),
+        ({"weights": {"accuracy": 1}}, InputFileError, "weights belong to utility"),
+        ({"objective": "utility", "weights": {"accuracy": -1}}, InputFileError, "weights: weights must be finite"),
+        ({"fallback": "utility"}, InputFileError, "fallback utility needs the objective utility"),
         ({"tiers": [{}]}, InputFileError, r"tiers\[0\]\.name is missing"),
         ({"judgement": {"accuracy_interval": 3}}, InputFileError, r"judgement\.\w+ is missing"),
     ],
