@@ -124,6 +124,14 @@ def as_document(seen: "Audit", *, out: Path | None) -> dict[str, object]:
     }
 
 
+def describe_rule(policy: "Policy") -> str:
+    """Return what decides, in one line."""
+    if policy.weights is not None:
+        return f"rule: highest utility, {policy.weights.describe()}"
+    gap = policy.max_accuracy_gap
+    return "threshold: " + ("none, all on the reference" if gap is None else f"{gap:.4f}")
+
+
 def show(seen: "Audit", *, out: Path | None) -> None:
     """Print who would serve how much, how the gains lie, and warnings."""
     rows = [
@@ -138,8 +146,7 @@ def show(seen: "Audit", *, out: Path | None) -> None:
     output.print_table(f"{len(seen.scores):,} prompts", ("tier", "prompts", "share", "when fitted"), rows)
     placed = ", ".join(f"p{100 * level:g} {value:+.3f}" for level, value in seen.quantiles.items())
     typer.echo(f"gain of {seen.policy.reference} over the cheapest tier: {placed}")
-    gap = seen.policy.max_accuracy_gap
-    typer.echo("threshold: " + ("none, all on the reference" if gap is None else f"{gap:.4f}"))
+    typer.echo(describe_rule(seen.policy))
     for warning in seen.warnings():
         output.say(f"warning: {warning}")
     if out is not None:

@@ -69,8 +69,8 @@ def fit_thresholds(
     asked = inputs.Goals(loss=max_accuracy_loss, floor=min_accuracy, budget=budget_usd_per_1k, shares=target_shares)
     goal = inputs.make_goal(asked, objective=objective, is_labelled=any(row.scores for row in labels.rows))
     found = _read_profiles(profiles, hardware, is_needed=costs is None)
-    known = inputs.find_prices(named, labels.rows, costs=costs, profiles=found.profiles)
-    charged = charge_retries(known, retries_from, window_s=retry_window_s)
+    prices = inputs.find_prices(named, labels.rows, costs=costs, profiles=found.profiles)
+    charged = charge_retries(prices, retries_from, window_s=retry_window_s)
     settings = FitSettings(
         goal=goal,
         seed=seed,
@@ -81,7 +81,7 @@ def fit_thresholds(
         confidence=confidence,
         per_domain=per_domain,
         slo=inputs.make_limits(ttft_ms=ttft_ms, e2el_ms=e2el_ms),
-        profile_digests={tier: found.digests[tier] for tier in charged.prices.profiles},
+        profile_digests={tier: found.digests[tier] for tier in prices.profiles},
         weights=inputs.parse_weights(weights),
     )
     tools = _Tools(scorer=scorer, embedder=embedder, simple=simple, complex_=complex_)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llmtier.core.errors import PlanError
 from llmtier.core.policy import Policy
 from llmtier.fit.judge import Rule
 from llmtier.fit.prices import price_by_hand
@@ -30,6 +31,9 @@ class Verdict:
 class Audit:
     """Gathers verdicts on a log.
 
+    Raises:
+        PlanError: The policy weighs latency.
+
     Attributes:
         policy: What decides.
         n_by_tier: Prompts that each tier would serve.
@@ -42,6 +46,11 @@ class Audit:
     _rule: Rule = field(init=False)
 
     def __post_init__(self) -> None:
+        weights = self.policy.weights
+        if weights is not None and weights.latency_per_s > 0:
+            raise PlanError(
+                "the policy weighs latency, which depends on profiles and load; an audit of a log knows neither"
+            )
         tiers = [tier.name for tier in self.policy.tiers]
         usd = {tier.name: tier.usd_per_request for tier in self.policy.tiers}
         self._rule = Rule(
@@ -50,6 +59,8 @@ class Audit:
             gap=self.policy.max_accuracy_gap,
             fallback=self.policy.fallback,
             gap_by_domain=self.policy.gap_by_domain,
+            objective=self.policy.objective,
+            weights=self.policy.weights,
         )
         self.n_by_tier = dict.fromkeys(tiers, 0)
 
@@ -81,7 +92,7 @@ class Audit:
         for tier in self.policy.tiers:
             share = self.shares.get(tier.name, 0.0)
             if share == 0.0 and tier.name != self.policy.reference:
-                yield f"{tier.name} would serve none of the {n:,} prompts: its threshold never fires"
+                yield f"{tier.name} would serve none of the {n:,} prompts: the rule never takes it"
             spread = math.sqrt(max(tier.share * (1 - tier.share), 1e-9) / max(n, 1))
             if abs(share - tier.share) > max(_SURE * spread, _FAR):
                 yield (

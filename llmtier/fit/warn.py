@@ -38,7 +38,7 @@ def lacking_labels(policy: Policy) -> str | None:
 def _dead_tiers(tiers: Sequence[PolicyTier], reference: str) -> Iterator[str]:
     for tier in tiers:
         if tier.share == 0.0 and tier.name != reference:
-            yield f"{tier.name} serves none of the judged prompts: its threshold never fires; leave it out with --tiers"
+            yield f"{tier.name} serves none of the judged prompts: the rule never takes it; leave it out with --tiers"
 
 
 def _thin_domains(rows: Rows) -> Iterator[str]:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtier.core.decision import Objective
 from llmtier.core.errors import LlmtierError
 from llmtier.core.policy import Policy
 from llmtier.core.prompt import Message, Prompt
@@ -99,7 +100,7 @@ class SignalReader:
     def _is_close(self, prompt: Prompt, probabilities: Mapping[str, float]) -> bool:
         """Tell whether a rating could move the prompt to another tier."""
         policy = self._policy
-        if policy is None or policy.reference not in probabilities:
+        if policy is None or policy.reference not in probabilities or policy.objective is Objective.UTILITY:
             return True
         gap = policy.gap_of(prompt.domain)
         if gap is None:
