@@ -77,8 +77,13 @@ class Offer:
     is_extrapolated: bool = False
 
     def __post_init__(self) -> None:
-        predicted = {"accuracy": self.accuracy, "usd": self.usd, "ttft_s": self.ttft_s, "tpot_s": self.tpot_s}
-        for name, value in {**predicted, "e2el_s": self.e2el_s}.items():
+        for name, value in (
+            ("accuracy", self.accuracy),
+            ("usd", self.usd),
+            ("ttft_s", self.ttft_s),
+            ("tpot_s", self.tpot_s),
+            ("e2el_s", self.e2el_s),
+        ):
             if value is not None and not value >= 0:  # also refuses NaN
                 raise ValueError(f"offer of {self.tier}: {name} must be >= 0, got {value}")
 

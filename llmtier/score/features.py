@@ -130,7 +130,7 @@ class _Characters:
         counted: How many digits, mathematical signs, line ends, question marks, capitals and code signs there are.
     """
 
-    kinds: NDArray[np.uint8] | NDArray[np.uint32]
+    kinds: NDArray[np.uint8] | NDArray[np.uint16]
     values: Hashes
     counted: list[float]
 
@@ -142,16 +142,14 @@ def _read_ascii(text: str) -> _Characters:
 
 
 def _read_any(text: str) -> _Characters:
-    codes = _to_codes(text.lower())
-    kinds = _all_kinds()[np.minimum(codes, 0xFFFF)]
-    kinds = np.where(kinds == _OWN, codes, kinds)
-    values = np.where(kinds == _SPACE, np.uint64(0), _to_values(codes))
-    original = _to_codes(text)
-    counted = np.bincount(original[original < 128], minlength=128).astype(np.float64) @ _COUNTED
-    return _Characters(kinds=kinds, values=values, counted=counted.tolist())
+    tables = _wide_tables()
+    codes = np.frombuffer(text.lower().encode("utf-16-le", errors="surrogatepass"), dtype=np.uint16)
+    ascii_part = np.frombuffer(text.encode("ascii", errors="ignore"), dtype=np.uint8)
+    counted = np.bincount(ascii_part, minlength=128).astype(np.float64) @ _COUNTED
+    return _Characters(kinds=tables.kinds[codes], values=tables.values[codes], counted=counted.tolist())
 
 
-def _word_starts(kinds: NDArray[np.uint8] | NDArray[np.uint32]) -> NDArray[np.intp]:
+def _word_starts(kinds: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.intp]:
     """Return where a word begins: a run of characters of one kind that is not white space."""
     is_start = kinds != _SPACE
     is_start[1:] &= kinds[1:] != kinds[:-1]
@@ -215,10 +213,20 @@ def _to_values(codes: NDArray[np.uint32]) -> Hashes:
     return np.asarray((spread ^ (spread >> _FOLD)) * _MIX, dtype=np.uint64)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tables:
+    """Kind and value of each UTF-16 code; beyond 65,535 a character is two of them, each a kind of its own."""
+
+    kinds: NDArray[np.uint16]
+    values: Hashes
+
+
 @cache
-def _all_kinds() -> NDArray[np.uint32]:
-    """Return the kind of each character below 65,536; what lies above counts as the last of them."""
-    return np.array([_kind(chr(code)) for code in range(0x10000)], dtype=np.uint32)
+def _wide_tables() -> _Tables:
+    codes = np.arange(0x10000, dtype=np.uint32)
+    kinds = np.array([_kind(chr(code)) for code in range(0x10000)], dtype=np.uint16)
+    own = np.where(kinds == _OWN, codes.astype(np.uint16), kinds)
+    return _Tables(kinds=own, values=np.where(kinds == _SPACE, np.uint64(0), _to_values(codes)))
 
 
 def _kind(character: str) -> int:
@@ -243,7 +251,7 @@ def _ascii_values() -> Hashes:
 
 def _make_powers(base: int) -> Hashes:
     powers = [1]
-    for _ in range(3 * MAX_CHARS + 3):  # a character becomes three at most when it is lowered
+    for _ in range(6 * MAX_CHARS + 6):  # a character becomes three at most when it is lowered, of two codes each
         powers.append(powers[-1] * base % 2**64)
     return np.array(powers, dtype=np.uint64)
 
@@ -269,5 +277,5 @@ _INVERSES = _make_powers(pow(_BASE, -1, 2**64))
 _ASCII_KINDS = _ascii_kinds()
 _ASCII_VALUES = _ascii_values()
 _COUNTED = _counted()
-_LOG_COUNTS = np.concatenate([[0.0], 1.0 + np.log(np.arange(1, 3 * MAX_CHARS + 4))])
+_LOG_COUNTS = np.concatenate([[0.0], 1.0 + np.log(np.arange(1, 12 * MAX_CHARS + 12))])
 _NO_EDGES = np.zeros(1, dtype=np.intp)

@@ -4,7 +4,7 @@ Two heads, without and with the domain; ``score.learned`` fits it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -49,6 +49,7 @@ class LearnedModel:
     domain_weights: Mapping[str, Matrix]
     guesser: DomainModel | None = None
     embedding_weights: Floats | None = None
+    _mixes: dict[float, "_Head"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def n_tiers(self) -> int:
@@ -57,18 +58,20 @@ class LearnedModel:
 
     def logits(self, features: PromptFeatures) -> Matrix:
         """Return shape (n_tiers,)."""
-        outputs = self._outputs(features)
-        plain = outputs[: self.n_tiers]
-        if not self.domain_weights:
-            return plain
         known = None if features.domain is None else self.domain_weights.get(features.domain)
         if known is not None:
-            return plain + _DOMAIN_SHARE * (outputs[self.n_tiers :] + known - plain)
+            return self._mix(_DOMAIN_SHARE).outputs(self.preparation, features) + _DOMAIN_SHARE * known
         if self.guesser is None:
-            return plain
+            return self._mix(0.0).outputs(self.preparation, features)
         effects = np.stack([self.domain_weights[domain] for domain in self.guesser.domains])
         guessed = self.guesser.posterior(features.text) @ effects
-        return plain + _GUESS_SHARE * (outputs[self.n_tiers :] + guessed - plain)
+        return self._mix(_GUESS_SHARE).outputs(self.preparation, features) + _GUESS_SHARE * guessed
+
+    def _mix(self, share: float) -> "_Head":
+        """Return both heads as one, ``share`` of it the head that knows the domain; made once."""
+        if share not in self._mixes:
+            self._mixes[share] = _Head.mix(self, share)
+        return self._mixes[share]
 
     def guess_domain(self, features: PromptFeatures) -> DomainGuess | None:
         """Return the domain that the text seems to be of; ``None`` when it is named, or nothing can be guessed."""
@@ -94,11 +97,49 @@ class LearnedModel:
         )
         return msgspec.json.encode(state)
 
-    def _outputs(self, features: PromptFeatures) -> Matrix:
-        text = self.preparation.text_row(features.text) @ self.text_weights[features.text.buckets]
-        outputs = text + self.preparation.dense_row(features.text.numeric) @ self.dense_weights + self.intercepts
-        if self.embedding_weights is not None and features.embedding is not None:
-            outputs = outputs + features.embedding @ self.embedding_weights
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    """One head of logits a tier.
+
+    Attributes:
+        table: idf and weights of each bucket side by side, so that a request's buckets are looked up once, shape
+            (N_BUCKETS, 1 + n_tiers).
+        dense: Shape (N_DENSE, n_tiers); likewise ``intercepts`` (n_tiers,).
+        embedding: Shape (n_dimensions, n_tiers); ``None`` without an embedder.
+    """
+
+    table: Floats
+    dense: Matrix
+    intercepts: Matrix
+    embedding: Floats | None
+
+    @classmethod
+    def mix(cls, model: LearnedModel, share: float) -> "_Head":
+        """Return the model's heads weighted: ``share`` for the one with the domain."""
+        k = model.n_tiers
+
+        def mixed(values: Matrix | Floats) -> Matrix:
+            if not model.domain_weights:
+                return np.asarray(values, dtype=np.float64)
+            return np.asarray((1.0 - share) * values[..., :k] + share * values[..., k:], dtype=np.float64)
+
+        table = np.column_stack([model.preparation.idf, mixed(model.text_weights)]).astype(np.float32)
+        embedding = None if model.embedding_weights is None else mixed(model.embedding_weights).astype(np.float32)
+        return cls(
+            table=table, dense=mixed(model.dense_weights), intercepts=mixed(model.intercepts), embedding=embedding
+        )
+
+    def outputs(self, preparation: Preparation, features: PromptFeatures) -> Matrix:
+        """Return shape (n_tiers,), without the domain's own effect."""
+        rows = self.table.take(features.text.buckets, axis=0)
+        weighted = features.text.values * rows[:, 0]
+        norm = float(weighted @ weighted) ** 0.5
+        outputs = preparation.dense_row(features.text.numeric) @ self.dense + self.intercepts
+        if norm > 0:
+            outputs += (weighted @ rows[:, 1:]) / norm
+        if self.embedding is not None and features.embedding is not None:
+            outputs += features.embedding @ self.embedding
         return np.asarray(outputs, dtype=np.float64)
 
 
