@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
         "evaluation": "evaluation.jsonl",
         "policy": "policy.json",
         "tiers": tiers,
-        "load": {"concurrency": [1, 4], "requests_per_point": 24, "warmup_requests": 2, "max_tokens": 8},
+        "load": {"concurrency": [1, 4], "requests_per_point": 48, "warmup_requests": 2, "max_tokens": 8},
         "gateway": {"log_dir": "traffic", "log_text": True},
     }
     (tmp_path / "llmtier.yaml").write_text(json.dumps(config))

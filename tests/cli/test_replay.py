@@ -228,7 +228,7 @@ def test_a_budget_in_dollars_takes_the_profiles_prices(llmtier, folder):
     config["load"] = {
         "max_tokens": 2,
         "concurrency": [1, 4],
-        "requests_per_point": 24,
+        "requests_per_point": 48,
         "warmup_requests": 2,
         "latency_model": False,
     }

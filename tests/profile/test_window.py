@@ -94,6 +94,16 @@ def test_a_slow_start_is_cut():
     assert window.is_steady
 
 
+@pytest.mark.parametrize(("shift", "is_steady"), [(0.02, True), (0.5, False)])
+def test_a_change_that_is_sure_but_slight_is_of_no_interest(shift, is_steady):
+    """An engine that hardly scatters: 2 % between the halves is hundreds of standard errors."""
+    rng = np.random.default_rng(4)
+    ttft_s = [0.001 * (1 + shift * (i >= 22)) + rng.uniform(0, 1e-6) for i in range(44)]
+    window = find_window([make_sample(i * 0.1, ttft_s[i], 0.005) for i in range(44)], is_open=True)
+
+    assert is_steady is window.is_steady
+
+
 def test_a_busy_spell_at_the_start_is_no_warmup():
     rng = np.random.default_rng(5)
     samples = [make_sample(i * 0.1, rng.exponential(0.2 if i >= 10 else 0.28), 1.0) for i in range(400)]
