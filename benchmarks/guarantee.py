@@ -28,8 +28,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from support.guarantee_peers import PEERS
-from support.guarantee_population import DATA_FILE, REFERENCE_COLUMN, Population, draw_population, read_rows, take
+from support.guarantee_population import DATA_FILE, REFERENCE_COLUMN, Population, draw_population, take
 from support.machine import describe_machine, publish
+from support.mmlu import read_rows
 
 from llmtier.fit.certify import Certified, Promise, certify, count_passed
 from llmtier.fit.shortfall import WORTH_HAVING

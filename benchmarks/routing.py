@@ -29,11 +29,11 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: two processes share two cores
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 from support.decision import LIMITS, make_policy, make_states
 from support.machine import describe_machine, publish
+from support.mmlu import read_rows
 from support.plain_linear import PlainLinear
 
 from llmtier.core.prompt import LabelledPrompt, Message, Prompt
@@ -75,19 +75,6 @@ class Plan:
 QUICK = Plan(n_splits=2, labels=(200, 1500))
 
 _rows: list[LabelledPrompt] = []  # of each process, read once
-
-
-def read_rows(path: Path) -> list[LabelledPrompt]:
-    """Return every question as a labelled prompt."""
-    frame = pd.read_parquet(path)
-    columns = zip(frame["prompt"], frame["domain"], frame["scores"], strict=True)
-    return [
-        LabelledPrompt(
-            prompt=Prompt(id=str(number), messages=(Message(role="user", content=text),), domain=domain),
-            scores=dict(scores),
-        )
-        for number, (text, domain, scores) in enumerate(columns)
-    ]
 
 
 def load_rows(path: Path) -> None:

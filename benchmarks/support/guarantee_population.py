@@ -6,12 +6,10 @@ loses at each of its gaps. Certifies nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from llmtier.core.prompt import LabelledPrompt, Message, Prompt
+from llmtier.core.prompt import LabelledPrompt
 from llmtier.fit.path import Evidence, Walk, make_gaps, walk
 from llmtier.fit.units import Units, sum_units
 from llmtier.score.scorer import fit_out_of_fold, score_matrix
@@ -49,19 +47,6 @@ class Population:
     def belief(self) -> Belief:
         """Return what the fit split says of the scatter."""
         return Belief.from_losses(self.fit_units.losses, self.fit_units.masses)
-
-
-def read_rows(path: Path) -> list[LabelledPrompt]:
-    """Return every question as a labelled prompt."""
-    frame = pd.read_parquet(path)
-    columns = zip(frame["prompt"], frame["domain"], frame["scores"], strict=True)
-    return [
-        LabelledPrompt(
-            prompt=Prompt(id=str(number), messages=(Message(role="user", content=text),), domain=domain),
-            scores=dict(scores),
-        )
-        for number, (text, domain, scores) in enumerate(columns)
-    ]
 
 
 def draw_population(rows: Sequence[LabelledPrompt], *, n_labels: int, seed: int) -> Population:
