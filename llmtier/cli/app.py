@@ -15,6 +15,7 @@ from llmtier.cli import (
     explain,
     fit,
     init,
+    keys,
     logs,
     profile,
     quantize,
@@ -65,4 +66,5 @@ app.command("fit-thresholds")(fit.fit_thresholds)
 app.command("audit")(audit.audit)
 app.command("explain")(explain.explain)
 app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
 app.command("demo")(demo.demo)

@@ -119,7 +119,7 @@ def decide(
     Raises:
         UsageError: There is no policy yet, or a rule does not fit it.
     """
-    from llmtier.cli.serve import load_profiles, load_routing
+    from llmtier.cli.serve_state import load_profiles, load_routing
     from llmtier.engine.hardware import detect_hardware
     from llmtier.serve.choose import Question, TierState, choose
     from llmtier.serve.ledger import PromptSize

@@ -52,3 +52,8 @@ def configure(*, is_verbose: bool) -> None:
     handler.setFormatter(TerminalFormatter() if sys.stderr.isatty() else JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("llmtier").setLevel(logging.INFO if is_verbose else logging.WARNING)
+
+
+def is_verbose() -> bool:
+    """Return whether llmtier tells what happens inside."""
+    return logging.getLogger("llmtier").isEnabledFor(logging.INFO)

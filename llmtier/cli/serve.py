@@ -3,25 +3,26 @@
 Reads ``llmtier.yaml``, the policy with its scorer, and the profiles; writes the traffic log.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmtier.cli import output
 from llmtier.cli.options import DEFAULT_CONFIG, ConfigOption
-from llmtier.core.errors import PlanError
+from llmtier.core.errors import PlanError, UsageError
 
 if TYPE_CHECKING:
-    from llmtier.core.hardware import Hardware
     from llmtier.core.policy import Policy
     from llmtier.core.profile import TierProfile
-    from llmtier.engine.tier import RunningTier
     from llmtier.route.rules import RuleBook
     from llmtier.score.scorer import Scorer
     from llmtier.serve.pool import ServedTier
     from llmtier.serve.signals import SignalPlan
-    from llmtier.serve.state import AppState
     from llmtier.store.config_model import Config, TierConfig
 
 
@@ -34,6 +35,14 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port; default: the configuration's; 0 takes a free one.", min=0, max=65535)
     ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Processes that serve: a number, or 'auto' for one a core; default: the configuration's."),
+    ] = None,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(help="Port of metrics and state beside the traffic's; 0 takes a free one.", min=0, max=65535),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Serve though profiles do not cover the topology, or changed since the fit.")
     ] = False,
@@ -43,7 +52,9 @@ def serve(
     Example: llmtier serve -c llmtier.yaml --port 8000
     """
     from llmtier.cli.serve_signals import plan_signals
+    from llmtier.cli.serve_state import find_profile_digests, load_keys, load_profiles, load_routing
     from llmtier.engine.hardware import detect_hardware
+    from llmtier.serve.keys import check_exposure
     from llmtier.serve.rules import make_rules
     from llmtier.serve.run import check_port, run_in_loop
     from llmtier.serve.topology import check_profiles
@@ -51,6 +62,8 @@ def serve(
 
     loaded = load_config(config)
     address = (host or loaded.gateway.host, loaded.gateway.port if port is None else port)
+    keys = load_keys(loaded)
+    check_exposure(address[0], has_keys=keys is not None, allows_anonymous=loaded.gateway.allow_anonymous)
     check_port(*address)
     hardware = detect_hardware()
     routing = load_routing(loaded)
@@ -63,48 +76,49 @@ def serve(
     rules = make_rules(loaded.routing.to_rules(), served=[served.name for served in tiers], policy=policy)
     default_tier = None if routing is not None else choose_default(loaded, tiers)
     signals = plan_signals(loaded, routing, served=[served.name for served in tiers])
-    run_in_loop(
-        run(
-            loaded,
-            tiers,
-            profiles=profiles,
-            routing=routing,
-            rules=rules,
-            signals=signals,
-            default_tier=default_tier,
-            address=address,
-        )
+    plan = ServePlan(
+        config=config.absolute(),
+        host=address[0],
+        port=address[1],
+        n_workers=count_workers(loaded.gateway.workers if workers is None else workers),
+        admin_port=loaded.gateway.admin_port if admin_port is None else admin_port,
+        default_tier=default_tier,
     )
+    run_in_loop(run(loaded, tiers, profiles=profiles, routing=routing, rules=rules, signals=signals, plan=plan))
 
 
-def load_routing(config: "Config") -> "tuple[Policy, Scorer] | None":
-    """Return the policy and its scorer; ``None`` when there is no policy yet."""
-    from llmtier.score.scorer import load_scorer
-    from llmtier.store.policies import read_policy, read_scorer_state
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServePlan:
+    """How the gateway runs.
 
-    if config.policy is None or not config.policy.exists():
-        return None
-    policy = read_policy(config.policy)
-    return policy, load_scorer(policy.scorer.kind, read_scorer_state(config.policy, policy))
+    Attributes:
+        config: The configuration's file, for worker processes.
+        host: Address to listen on.
+        port: Port; 0 takes a free one.
+        n_workers: Processes that serve; with 1 everything is in this one.
+        admin_port: Port of the control process's pages; ``None`` leaves them out where there is one process.
+        default_tier: Where ``auto`` goes without a policy.
+    """
+
+    config: Path
+    host: str
+    port: int
+    n_workers: int
+    admin_port: int | None
+    default_tier: str | None
 
 
-def load_profiles(config: "Config", hardware: "Hardware") -> "dict[str, TierProfile]":
-    """Return the profiles of this machine; none is an answer, and makes every tier ineligible for routing."""
-    from llmtier.store.profiles import read_profiles
+def count_workers(wanted: str | int) -> int:
+    """Return how many processes are to serve.
 
-    folder = config.profiles / hardware.slug
-    if not folder.is_dir() or not any(folder.iterdir()):
-        output.say(f"no profiles of this machine in {folder}; run 'llmtier profile'")
-        return {}
-    return read_profiles(config.profiles, hardware.slug)
-
-
-def find_profile_digests(config: "Config", hardware: "Hardware") -> dict[str, str]:
-    """Return the digests of this machine's profiles; empty without any."""
-    from llmtier.store.profiles import digest_profiles
-
-    folder = config.profiles / hardware.slug
-    return digest_profiles(config.profiles, hardware.slug) if folder.is_dir() and any(folder.iterdir()) else {}
+    Raises:
+        UsageError: It is neither a positive number nor ``auto``.
+    """
+    if str(wanted) == "auto":
+        return len(os.sched_getaffinity(0))
+    if not str(wanted).isdecimal() or int(wanted) < 1:
+        raise UsageError(f"workers must be a number from 1 on, or auto; got {wanted!r}")
+    return int(wanted)
 
 
 def choose_served(config: "Config", names: Sequence[str], policy: "Policy | None") -> "list[TierConfig]":
@@ -161,11 +175,11 @@ async def run(
     routing: "tuple[Policy, Scorer] | None",
     rules: "RuleBook",
     signals: "SignalPlan",
-    default_tier: str | None,
-    address: tuple[str, int],
+    plan: ServePlan,
 ) -> None:
     """Keep engines and gateway up until a signal."""
     from llmtier.cli.engines import LOG_DIR, find_interpreters
+    from llmtier.cli.serve_state import make_state, to_served
     from llmtier.engine.hardware import detect_hardware
     from llmtier.engine.tier import running_tiers
     from llmtier.serve.run import serve_forever
@@ -174,62 +188,39 @@ async def run(
     output.say(f"starting {', '.join(tier.name for tier in tiers)}")
     async with running_tiers(tiers, pythons=pythons, log_dir=LOG_DIR) as running:
         served = [to_served(tier, profiles.get(tier.name)) for tier in running.values()]
-        state = make_state(config, served, routing, rules=rules, signals=signals, default_tier=default_tier)
+        if plan.n_workers > 1:
+            await run_workers(served, plan)
+            return
+        state = make_state(config, served, routing, rules=rules, signals=signals, default_tier=plan.default_tier)
         await serve_forever(
-            state, host=address[0], port=address[1], on_ready=lambda url: output.say(f"serving on {url}/v1")
+            state,
+            host=plan.host,
+            port=plan.port,
+            admin_port=plan.admin_port,
+            on_ready=_say_ready,
         )
 
 
-def to_served(tier: "RunningTier", found: "TierProfile | None") -> "ServedTier":
-    """Describe a running tier for the gateway; a profile of another checkpoint or engine is marked stale."""
-    from llmtier.serve.pool import ServedTier
-    from llmtier.serve.topology import find_unusable
+async def run_workers(served: "Sequence[ServedTier]", plan: ServePlan) -> None:
+    """Keep several worker processes up until a signal."""
+    from llmtier.cli import logs
+    from llmtier.cli.serve_worker import WorkerOrders, run_worker
+    from llmtier.serve.control import ControlPlan, control_forever
+    from llmtier.serve.metrics import CountBook
 
-    unusable = find_unusable(found, checkpoint_digest=tier.checkpoint_digest, engine=tier.identity)
-    if unusable is not None:
-        output.say(f"{tier.name}: {unusable.value}; routing leaves it out; run 'llmtier profile --tier {tier.name}'")
-    return ServedTier(
-        name=tier.name,
-        base_url=tier.base_url,
-        model_name=tier.model_name,
-        api_key=tier.api_key,
-        profile=found,
-        unusable=unusable,
-        health_path="/v1/models" if tier.identity.name == "openai" else "/health",
+    orders = WorkerOrders(
+        config=plan.config, served=tuple(served), default_tier=plan.default_tier, is_verbose=logs.is_verbose()
+    )
+    await control_forever(
+        served,
+        ControlPlan(host=plan.host, port=plan.port, n_workers=plan.n_workers, admin_port=plan.admin_port or 0),
+        make_target=lambda seat: partial(run_worker, orders, seat),
+        make_book=CountBook,
+        on_ready=_say_ready,
     )
 
 
-def make_state(
-    config: "Config",
-    served: "Sequence[ServedTier]",
-    routing: "tuple[Policy, Scorer] | None",
-    *,
-    rules: "RuleBook",
-    signals: "SignalPlan",
-    default_tier: str | None,
-) -> "AppState":
-    """Put the gateway together."""
-    from llmtier.serve.log import TrafficLog
-    from llmtier.serve.metrics import Metrics
-    from llmtier.serve.pool import TierPool
-    from llmtier.serve.relay import Deadlines
-    from llmtier.serve.state import AppState
-    from llmtier.store.traffic import TrafficWriter
-
-    pool = TierPool(served)
-    metrics = Metrics(pool)
-    log_dir = config.gateway.log_dir
-    traffic = None if log_dir is None else TrafficLog(TrafficWriter(log_dir), on_dropped=metrics.log_dropped.inc)
-    return AppState(
-        pool=pool,
-        metrics=metrics,
-        policy=None if routing is None else routing[0],
-        scorer=None if routing is None else routing[1],
-        signals=signals,
-        rules=rules,
-        default_tier=default_tier,
-        defaults=config.slo.to_requirement(),
-        deadlines=Deadlines(total_s=config.gateway.request_timeout_s),
-        traffic=traffic,
-        log_text=config.gateway.log_text,
-    )
+def _say_ready(url: str, admin_url: str | None = None) -> None:
+    output.say(f"serving on {url}/v1")
+    if admin_url is not None:
+        output.say(f"metrics on {admin_url}/metrics")

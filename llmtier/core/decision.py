@@ -1,4 +1,8 @@
-"""A tier's predicted service, why it was refused, and the choice with every reason."""
+"""A tier's predicted service, why it was refused, and the choice with every reason.
+
+What the gateway makes for every request is a plain dataclass here, for a frozen one costs three times as much to make.
+It is never changed once made all the same.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +21,9 @@ class MissReason(StrEnum):
     NO_PROFILE = "no_profile"
     STALE_PROFILE = "stale_profile"
     SATURATED = "saturated"
+    KV = "kv"
+    PREEMPTIONS = "preemptions"
+    QUEUE = "queue"
     RULE = "rule"
 
 
@@ -47,7 +54,11 @@ class Reason(StrEnum):
     REJECTED = "rejected"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+OVERLOADED = frozenset({MissReason.SATURATED, MissReason.KV, MissReason.PREEMPTIONS, MissReason.QUEUE})
+"""Reasons that pass: the tier is known and works, there is only too much on it now."""
+
+
+@dataclass(slots=True)
 class Offer:
     """What a tier would do for a request now; ``None`` means unknown, which never passes a limit.
 
@@ -62,6 +73,8 @@ class Offer:
         unusable: Why the tier is no candidate: a profile that cannot be believed, or its concurrency limit
             reached; ``None`` when it is one.
         is_extrapolated: Whether the load or the lengths lie outside what its latency model was fitted on.
+        typical_ttft_s: The median that was predicted before any correction, by which the correction is learned;
+            likewise ``typical_tpot_s``.
     """
 
     tier: str
@@ -75,20 +88,26 @@ class Offer:
     is_healthy: bool = True
     unusable: MissReason | None = None
     is_extrapolated: bool = False
+    typical_ttft_s: float | None = None
+    typical_tpot_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("accuracy", self.accuracy),
-            ("usd", self.usd),
-            ("ttft_s", self.ttft_s),
-            ("tpot_s", self.tpot_s),
-            ("e2el_s", self.e2el_s),
+        if not (  # also refuses NaN
+            (self.accuracy is None or self.accuracy >= 0)
+            and (self.usd is None or self.usd >= 0)
+            and (self.ttft_s is None or self.ttft_s >= 0)
+            and (self.tpot_s is None or self.tpot_s >= 0)
+            and (self.e2el_s is None or self.e2el_s >= 0)
         ):
-            if value is not None and not value >= 0:  # also refuses NaN
-                raise ValueError(f"offer of {self.tier}: {name} must be >= 0, got {value}")
+            self._refuse()
+
+    def _refuse(self) -> None:
+        found = {name: getattr(self, name) for name in ("accuracy", "usd", "ttft_s", "tpot_s", "e2el_s")}
+        bad = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None and not value >= 0)
+        raise ValueError(f"offer of {self.tier}: must be >= 0: {bad}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Miss:
     """One reason why a tier was refused, with the two numbers that clashed."""
 
@@ -105,7 +124,7 @@ class Miss:
         return f"{self.tier}: {self.reason.value} {offered}, needs {self.needed:.4g}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Decision:
     """The tier that serves, why, and every miss of the others.
 

@@ -1,7 +1,7 @@
 """A tier's latency as a formula: step time, the load at arrival, and what a new request would see.
 
 Pure arithmetic on a handful of numbers, so that the gateway can evaluate it for every tier of every
-request. ``profile`` fits the coefficients; ``route`` asks. Sources of the form: the step time that
+request. ``profile`` fits the coefficients; ``route`` asks, through ``route.formula``, which unpacks them. Sources of the form: the step time that
 Dynamo's planner and llm-d's queueing model share (a constant, prefill tokens, sequences, KV tokens),
 with the prefill attention of its quadratic part; the relaxation of the number in service towards its
 mean is that of an M/G/infinity queue. Instants are seconds, lengths tokens.
@@ -11,8 +11,11 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-_FIXED_POINT_STEPS = 4
-_LEAST_FREE_SHARE = 0.05  # of the engine's time that prefill leaves to decoding, before it counts as saturated
+FIXED_POINT_STEPS = 4
+"""Of the time per token and the number in flight that it makes, each of which gives the other."""
+
+LEAST_FREE_SHARE = 0.05
+"""Of the engine's time that prefill leaves to decoding, before it counts as saturated."""
 
 
 class Metric(StrEnum):
@@ -59,9 +62,12 @@ class StepModel:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class LoadState:
     """What is on an engine when a request arrives, that request left out: the ledger's view.
+
+    Never changed once made; not frozen, nor of keywords alone, because the gateway makes one a tier and request, and
+    that would cost three times as much.
 
     Attributes:
         n_decoding: Requests whose first token has come and whose last has not.
@@ -191,7 +197,7 @@ class LatencyModel:
         most_joining_s = self._most_arriving(mean_out) * joining_s if joining_s > 0 else 0.0
         now = _relaxation(max(output_tokens - 1, 1.0) / max(mean_out, 1.0))
         own_kv_tokens = input_tokens + output_tokens / 2
-        for _ in range(_FIXED_POINT_STEPS):
+        for _ in range(FIXED_POINT_STEPS):
             n_mean = n_now if state.arrival_rps is None else self._mean_in_flight(state.arrival_rps, mean_out, step_s)
             n_others = n_mean + (n_now - n_mean) * now
             kv_others = context * n_mean + (kv_now - context * n_mean) * now
@@ -199,7 +205,7 @@ class LatencyModel:
             if state.arrival_rps is None:  # as many arrive as end
                 step_s = alone_s + n_others / max(mean_out, 1.0) * joining_s
             else:
-                share = min(state.arrival_rps * joining_s, 1.0 - _LEAST_FREE_SHARE)
+                share = min(state.arrival_rps * joining_s, 1.0 - LEAST_FREE_SHARE)
                 step_s = alone_s + min(alone_s * share / (1.0 - share), most_joining_s)
         return step_s
 
@@ -286,7 +292,7 @@ class LatencyModel:
             return 1.0
         cost = dict(self.co_tenants)
         lost = sum(cost.get(name, 0.0) * busy for name, busy in state.co_tenants)
-        return 1.0 / max(1.0 - lost, _LEAST_FREE_SHARE)
+        return 1.0 / max(1.0 - lost, LEAST_FREE_SHARE)
 
 
 def _relaxation(ratio: float) -> float:

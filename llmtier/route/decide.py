@@ -7,7 +7,8 @@ so that the order of the offers does not matter.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
+from operator import attrgetter
 
 from llmtier.core.decision import Decision, Fallback, Miss, MissReason, Objective, Offer, Reason
 from llmtier.core.requirement import Requirement
@@ -16,8 +17,10 @@ from llmtier.core.utility import UtilityWeights
 _Rank = Callable[[Offer], tuple[float | str, ...]]
 """The offer of the lowest rank is the best."""
 
+_by_name = attrgetter("tier")
 
-def decide(
+
+def decide(  # noqa: PLR0913  # every part of a policy that has a say
     requirement: Requirement,
     offers: Iterable[Offer],
     *,
@@ -25,6 +28,7 @@ def decide(
     barred: Collection[str] = (),
     objective: Objective = Objective.CHEAPEST,
     weights: UtilityWeights | None = None,
+    need_accuracy: float | None = None,
 ) -> Decision:
     """Choose among ``offers``; tell every reason against each tier that could not be taken.
 
@@ -35,21 +39,27 @@ def decide(
         barred: Tiers that a rule of the user's forbids; the fallback takes one only when no other can be reached.
         objective: What is best among the tiers that meet the need.
         weights: Of the utility, where objective or fallback asks for it.
+        need_accuracy: Stands in for that of ``requirement``; ``None`` leaves that in force.
 
     Raises:
         ValueError: The utility is asked for without weights.
     """
-    candidates = tuple(sorted(offers, key=lambda offer: offer.tier))
-    misses = tuple(miss for offer in candidates for miss in find_misses(requirement, offer, barred))
-    refused = {miss.tier for miss in misses}
-    feasible = [offer for offer in candidates if offer.tier not in refused]
+    candidates = tuple(sorted(offers, key=_by_name))
+    misses: list[Miss] = []
+    feasible: list[Offer] = []
+    for offer in candidates:
+        found = find_misses(requirement, offer, barred, need_accuracy)
+        if found:
+            misses += found
+        else:
+            feasible.append(offer)
     if not feasible:
-        return _fall_back(candidates, misses, fallback, weights)
+        return _fall_back(candidates, tuple(misses), fallback, weights)
     if objective is Objective.UTILITY:
         best, reason = min(feasible, key=_by_utility(weights)), Reason.HIGHEST_UTILITY
     else:
         best, reason = min(feasible, key=_by_cost), Reason.CHEAPEST_FEASIBLE
-    return Decision(tier=best.tier, reason=reason, offers=candidates, misses=misses)
+    return Decision(best.tier, reason, candidates, tuple(misses))
 
 
 def pin(tier: str, offers: Iterable[Offer] = ()) -> Decision:
@@ -57,31 +67,50 @@ def pin(tier: str, offers: Iterable[Offer] = ()) -> Decision:
     return Decision(tier=tier, reason=Reason.PINNED, offers=tuple(offers))
 
 
-def find_misses(requirement: Requirement, offer: Offer, barred: Collection[str] = ()) -> Iterator[Miss]:
-    """Yield each limit that ``offer`` does not meet; to be barred by a rule counts as one."""
-    if offer.tier in barred:
-        yield Miss(tier=offer.tier, reason=MissReason.RULE)
+def find_misses(
+    requirement: Requirement, offer: Offer, barred: Collection[str] = (), need_accuracy: float | None = None
+) -> list[Miss]:
+    """Return each limit that ``offer`` does not meet; to be barred by a rule counts as one.
+
+    Args:
+        requirement: The limits.
+        offer: Of one tier.
+        barred: Tiers that a rule forbids.
+        need_accuracy: Stands in for that of ``requirement``; ``None`` leaves that in force.
+    """
+    if need_accuracy is None:
+        need_accuracy = requirement.accuracy
+    tier, accuracy = offer.tier, offer.accuracy
+    misses: list[Miss] = []
+    if barred and tier in barred:
+        misses.append(Miss(tier, MissReason.RULE))
     if not offer.is_healthy:
-        yield Miss(tier=offer.tier, reason=MissReason.UNHEALTHY)
+        misses.append(Miss(tier, MissReason.UNHEALTHY))
     if offer.unusable is not None:
-        yield Miss(tier=offer.tier, reason=offer.unusable)
-    if requirement.accuracy is not None and not _at_least(offer.accuracy, requirement.accuracy):
-        yield Miss(tier=offer.tier, reason=MissReason.ACCURACY, offered=offer.accuracy, needed=requirement.accuracy)
-    for reason, offered, limit in (
-        (MissReason.TTFT, offer.ttft_s, requirement.ttft_s),
-        (MissReason.TPOT, offer.tpot_s, requirement.tpot_s),
-        (MissReason.E2EL, offer.e2el_s, requirement.e2el_s),
-        (MissReason.COST, offer.usd, requirement.usd),
-    ):
-        if limit is not None and not _at_most(offered, limit):
-            yield Miss(tier=offer.tier, reason=reason, offered=offered, needed=limit)
-    if not _fits(offer.context_tokens, requirement.context_tokens):
-        yield Miss(
-            tier=offer.tier,
-            reason=MissReason.CONTEXT,
-            offered=offer.context_tokens,
-            needed=requirement.context_tokens,
-        )
+        misses.append(Miss(tier, offer.unusable))
+    if need_accuracy is not None and not (accuracy is not None and accuracy >= need_accuracy):
+        misses.append(Miss(tier, MissReason.ACCURACY, accuracy, need_accuracy))
+    _add_limits(misses, requirement, offer)
+    needed, fits = requirement.context_tokens, offer.context_tokens
+    if needed is not None and fits is not None and not needed <= fits:
+        misses.append(Miss(tier, MissReason.CONTEXT, fits, needed))
+    return misses
+
+
+def _add_limits(misses: list[Miss], requirement: Requirement, offer: Offer) -> None:
+    """Add each limit of time or money that is not met; what is unknown meets none."""
+    tier, limit, offered = offer.tier, requirement.ttft_s, offer.ttft_s
+    if limit is not None and not (offered is not None and offered <= limit):
+        misses.append(Miss(tier, MissReason.TTFT, offered, limit))
+    limit, offered = requirement.tpot_s, offer.tpot_s
+    if limit is not None and not (offered is not None and offered <= limit):
+        misses.append(Miss(tier, MissReason.TPOT, offered, limit))
+    limit, offered = requirement.e2el_s, offer.e2el_s
+    if limit is not None and not (offered is not None and offered <= limit):
+        misses.append(Miss(tier, MissReason.E2EL, offered, limit))
+    limit, offered = requirement.usd, offer.usd
+    if limit is not None and not (offered is not None and offered <= limit):
+        misses.append(Miss(tier, MissReason.COST, offered, limit))
 
 
 def _fall_back(
@@ -115,7 +144,7 @@ def _by_utility(weights: UtilityWeights | None) -> _Rank:
 
 
 def _by_cost(offer: Offer) -> tuple[float, int, str]:
-    return (_or_worst(offer.usd), offer.n_in_flight, offer.tier)
+    return (math.inf if offer.usd is None else offer.usd, offer.n_in_flight, offer.tier)
 
 
 def _by_accuracy(offer: Offer) -> tuple[float, float, str]:
@@ -129,15 +158,3 @@ def _by_speed(offer: Offer) -> tuple[float, float, str]:
 
 def _or_worst(value: float | None) -> float:
     return math.inf if value is None else value
-
-
-def _at_least(value: float | None, floor: float) -> bool:
-    return value is not None and value >= floor
-
-
-def _at_most(value: float | None, limit: float) -> bool:
-    return value is not None and value <= limit
-
-
-def _fits(available: int | None, needed: int | None) -> bool:
-    return available is None or needed is None or needed <= available

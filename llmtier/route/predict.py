@@ -8,34 +8,30 @@ surcharge, because the formula holds down to one token on an idle engine.
 Without a model, latency is interpolated between closed loops on the concurrency axis, made non-decreasing
 first, because a queue never gets faster by growing. Beyond the last point the slope of the last two points
 goes on, and at least proportionally, which is what a saturated closed loop does (Little's law).
+
+A ``Predictor`` is made once a tier and asked at every request; ``predict`` makes one for a single question.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from llmtier.core.decision import MissReason, Offer
-from llmtier.core.latency_model import DomainBox, LatencyModel, LoadState, Metric
+from llmtier.core.latency_model import LatencyModel, LoadState, Metric
 from llmtier.core.profile import LoadPoint, TierProfile
 from llmtier.core.timing import predict_e2el_s
+from llmtier.route.formula import Formula
 
 UPPER_LEVEL = 0.95
 """A limit is met when this share of requests in the same place would meet it."""
 
+_MEDIAN = 0.5
+_Knots = tuple[tuple[float, float | None], ...]
+_Factors = tuple[float | None, float | None, float | None, float, float]
+"""What a prediction is raised by: TTFT, TPOT and E2EL to the upper quantile, then TTFT and TPOT to the median."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Latency:
-    ttft_s: float | None
-    tpot_s: float | None
-    e2el_s: float | None
-    is_extrapolated: bool = False
-
-    def as_tuple(self) -> tuple[float | None, float | None, float | None]:
-        return (self.ttft_s, self.tpot_s, self.e2el_s)
-
-
-_METRICS = (Metric.TTFT, Metric.TPOT, Metric.E2EL)
-_NOTHING = _Latency(ttft_s=None, tpot_s=None, e2el_s=None)
+_Latencies = tuple[float | None, float | None, float | None, bool, float | None, float | None]
+"""Upper TTFT, TPOT and E2EL, whether they are a guess, then median TTFT and TPOT before any correction."""
 
 
 def interpolate(knots: Iterable[tuple[float, float | None]], at: float) -> float | None:
@@ -60,6 +56,180 @@ def interpolate(knots: Iterable[tuple[float, float | None]], at: float) -> float
     return None if previous is None else previous[1] + slope * (at - previous[0])
 
 
+class Predictor:
+    """One tier's profile made ready for asking.
+
+    Args:
+        profile: What was measured.
+        level: Of the latencies, such as 0.95; the points that stand in for a model are p95 whatever it says.
+    """
+
+    __slots__ = (
+        "_accuracies", "_context_tokens", "_latency", "_max_in_flight", "_mean_output", "_tier", "_unprofiled",
+        "_usd_each", "_usd_per_token", "profile",
+    )  # fmt: skip
+
+    def __init__(self, profile: TierProfile, *, level: float = UPPER_LEVEL) -> None:
+        model, cost = profile.latency, profile.cost
+        self.profile = profile
+        self._tier = profile.tier
+        self._context_tokens = profile.context_tokens
+        self._max_in_flight = math.inf if profile.max_in_flight is None else profile.max_in_flight
+        self._unprofiled = MissReason.NO_PROFILE if not profile.points and model is None else None
+        self._usd_each = None if cost is None else cost.usd_per_request
+        self._usd_per_token = None if cost is None else cost.usd_per_output_token
+        self._accuracies = {estimate.domain: estimate.accuracy for estimate in profile.accuracy}
+        self._mean_output = _mean_output(profile)
+        points = _Points(profile.closed_points)
+        self._latency: _Model | _Points = points if model is None else _Model(model, points, level)
+
+    def mean_accuracy(self, domain: str | None) -> float | None:
+        """Return what ``TierProfile.accuracy_of`` holds."""
+        found = self._accuracies.get(domain or "all")
+        return self._accuracies.get("all") if found is None else found
+
+    def expect_output(self, load: LoadState) -> float:
+        """Return the length of answers that predictions take where the request sets none."""
+        if load.mean_output_tokens is None or self.profile.latency is None:
+            return self._mean_output
+        return load.mean_output_tokens
+
+    def offer(  # noqa: PLR0913, PLR0917  # what is known of one request; by position, as keywords cost a microsecond
+        self,
+        load: LoadState,
+        accuracy: float | None,
+        input_tokens: float | None = None,
+        output_tokens: float | None = None,
+        long_tokens: float | None = None,
+        unusable: MissReason | None = None,
+        is_healthy: bool = True,
+        ttft_ratio: float = 1.0,
+        tpot_ratio: float = 1.0,
+    ) -> Offer:
+        """Predict the tier's service for one more request.
+
+        Args:
+            load: What is on the tier now, that request left out.
+            accuracy: P(correct | prompt, tier); ``None`` when unknown.
+            input_tokens: Length of the prompt; ``None`` takes the mean of late, else the one profiled.
+            output_tokens: Expected length of the answer; likewise. It also prices the request.
+            long_tokens: A length that few answers exceed, for the end-to-end latency; ``None`` takes the expected one.
+            unusable: Why the tier is no candidate, such as a stale digest.
+            is_healthy: Whether the engine answers.
+            ttft_ratio: What predictions of TTFT are multiplied by, as learned online.
+            tpot_ratio: Likewise of TPOT; E2EL follows from both.
+        """
+        n = load.n_decoding + load.n_prefilling
+        found = self._latency.ask(load, n, input_tokens, output_tokens, long_tokens, ttft_ratio, tpot_ratio)
+        ttft_s, tpot_s, e2el_s, is_guess, typical_ttft_s, typical_tpot_s = found
+        usd = self._usd_each
+        if output_tokens is not None and self._usd_per_token is not None:
+            usd = self._usd_per_token * output_tokens
+        if unusable is None:
+            unusable = self._unprofiled or (MissReason.SATURATED if n >= self._max_in_flight else None)
+        return Offer(
+            self._tier, accuracy, usd, ttft_s, tpot_s, e2el_s, n, self._context_tokens, is_healthy, unusable, is_guess,
+            typical_ttft_s, typical_tpot_s,
+        )  # fmt: skip
+
+
+class _Model:
+    """A latency model with what it left unexplained, and the points that have a say where it is a guess."""
+
+    __slots__ = ("_box", "_edges", "_factors", "_formula", "_points")
+
+    def __init__(self, model: LatencyModel, points: "_Points", level: float) -> None:
+        box = model.domain
+        self._formula = Formula(model)
+        self._points = points
+        self._edges, self._factors = _fold_residuals(model, level)
+        self._box = (*box.input_tokens, *box.output_tokens, *box.n_in_flight)
+
+    def ask(  # noqa: PLR0913, PLR0917
+        self,
+        load: LoadState,
+        n: int,
+        n_in: float | None,
+        n_out: float | None,
+        long: float | None,
+        ttft_ratio: float,
+        tpot_ratio: float,
+    ) -> _Latencies:
+        """Return the model's latencies; beyond its domain the slower of those and the points."""
+        formula = self._formula
+        if n_in is None:
+            n_in = formula.mean_input_tokens if load.mean_input_tokens is None else load.mean_input_tokens
+        if n_out is None:
+            n_out = formula.mean_output_tokens if load.mean_output_tokens is None else load.mean_output_tokens
+        if long is None:
+            long = n_out
+        ttft_s, tpot_s = formula.ttft_s(load, n_in), formula.tpot_s(load, n_in, n_out)
+        up_ttft, up_tpot, up_e2el, mid_ttft, mid_tpot = self._factors[bisect_left(self._edges, n)]
+        least_in, most_in, least_out, most_out, least_n, most_n = self._box
+        is_beyond = n_in > most_in or n_out > most_out or n > most_n
+        is_guess = is_beyond or n_in < least_in or n_out < least_out or n < least_n
+        slow_s, gap_s = ttft_s * ttft_ratio, tpot_s * tpot_ratio
+        whole_s = slow_s + gap_s * (long - 1.0) if long > 1.0 else slow_s
+        middle = (is_guess, ttft_s * mid_ttft, tpot_s * mid_tpot)
+        if up_ttft is None or up_tpot is None or up_e2el is None or (is_beyond and self._points.are_any):
+            measured = self._points.measure(n, long, ttft_ratio, tpot_ratio)
+            is_checked = is_beyond and self._points.are_any
+            return (
+                _raise(slow_s, up_ttft, measured[0], is_checked=is_checked),
+                _raise(gap_s, up_tpot, measured[1], is_checked=is_checked),
+                _raise(whole_s, up_e2el, measured[2], is_checked=is_checked),
+                *middle,
+            )
+        return (slow_s * up_ttft, gap_s * up_tpot, whole_s * up_e2el, *middle)
+
+
+class _Points:
+    """Closed loops that may be believed, as curves over concurrency; each is at the load after the request joins."""
+
+    __slots__ = ("_e2el", "_tpot", "_tpot_median", "_ttft", "_ttft_median", "are_any")
+
+    def __init__(self, points: Iterable[LoadPoint]) -> None:
+        known = [(float(point.concurrency), point) for point in points if point.concurrency is not None]
+        self.are_any = bool(known)
+        self._ttft: _Knots = tuple((x, point.ttft_p95_s) for x, point in known)
+        self._tpot: _Knots = tuple((x, point.tpot_p95_s) for x, point in known)
+        self._e2el: _Knots = tuple((x, point.e2el_p95_s) for x, point in known)
+        self._ttft_median: _Knots = tuple((x, point.ttft_p50_s) for x, point in known)
+        self._tpot_median: _Knots = tuple((x, point.tpot_p50_s) for x, point in known)
+
+    def ask(  # noqa: PLR0913, PLR0917
+        self,
+        load: LoadState,  # noqa: ARG002
+        n: int,
+        n_in: float | None,  # noqa: ARG002
+        n_out: float | None,
+        long: float | None,
+        ttft_ratio: float,
+        tpot_ratio: float,
+    ) -> _Latencies:
+        """Return what lies between the measured points."""
+        ttft_s, tpot_s, e2el_s = self.measure(n, n_out if long is None else long, ttft_ratio, tpot_ratio)
+        typical_ttft_s, typical_tpot_s = self._medians(n)
+        return ttft_s, tpot_s, e2el_s, False, typical_ttft_s, typical_tpot_s
+
+    def measure(
+        self, n: int, output_tokens: float | None, ttft_ratio: float, tpot_ratio: float
+    ) -> tuple[float | None, float | None, float | None]:
+        """Return p95 of TTFT, TPOT and E2EL, corrected; E2EL by the greater ratio where it is the measured one."""
+        at = n + 1.0
+        ttft_s = _scale(interpolate(self._ttft, at), ttft_ratio)
+        tpot_s = _scale(interpolate(self._tpot, at), tpot_ratio)
+        if output_tokens is None:
+            return ttft_s, tpot_s, _scale(interpolate(self._e2el, at), max(ttft_ratio, tpot_ratio))
+        if ttft_s is None or tpot_s is None:
+            return ttft_s, tpot_s, None
+        return ttft_s, tpot_s, predict_e2el_s(ttft_s=ttft_s, tpot_s=tpot_s, n_output_tokens=output_tokens)
+
+    def _medians(self, n: int) -> tuple[float | None, float | None]:
+        """Return the medians of TTFT and TPOT, uncorrected."""
+        return interpolate(self._ttft_median, n + 1.0), interpolate(self._tpot_median, n + 1.0)
+
+
 def predict(  # noqa: PLR0913  # what is known of one request and one tier
     profile: TierProfile,
     *,
@@ -71,101 +241,57 @@ def predict(  # noqa: PLR0913  # what is known of one request and one tier
     unusable: MissReason | None = None,
     is_healthy: bool = True,
 ) -> Offer:
-    """Predict a tier's service for one more request at its present load.
+    """Predict a tier's service for one more request, as ``Predictor.offer`` does.
 
     Args:
         profile: What was measured.
-        accuracy: P(correct | prompt, tier); ``None`` when unknown.
-        state: What is on the tier now, this request left out; ``None`` when it is idle.
-        input_tokens: Length of the prompt; ``None`` takes the mean of late, else the one profiled.
-        output_tokens: Expected length of the answer; likewise. It also prices the request.
-        level: Of the latencies, such as 0.95; the points that stand in for a model are p95 whatever it says.
-        unusable: Why the profile cannot be believed, such as a stale digest.
+        accuracy: As there, likewise the others.
+        state: What is on the tier now; ``None`` when it is idle.
+        input_tokens: Length of the prompt.
+        output_tokens: Expected length of the answer.
+        level: Of the latencies.
+        unusable: Why the tier is no candidate.
         is_healthy: Whether the engine answers.
     """
     load = LoadState() if state is None else state
-    if profile.latency is None:
-        latency = _interpolate_points(profile.closed_points, load, output_tokens)
-    else:
-        model = profile.latency
-        n_in = _first_known(input_tokens, load.mean_input_tokens, model.mean_input_tokens)
-        n_out = _first_known(output_tokens, load.mean_output_tokens, model.mean_output_tokens)
-        latency = _ask_model(profile, model, load, n_in=n_in, n_out=n_out, level=level)
-    return Offer(
-        tier=profile.tier,
-        accuracy=accuracy,
-        usd=request_usd(profile, output_tokens),
-        ttft_s=latency.ttft_s,
-        tpot_s=latency.tpot_s,
-        e2el_s=latency.e2el_s,
-        n_in_flight=load.n_in_flight,
-        context_tokens=profile.context_tokens,
-        is_healthy=is_healthy,
-        unusable=_find_obstacle(profile, load) if unusable is None else unusable,
-        is_extrapolated=latency.is_extrapolated,
+    return Predictor(profile, level=level).offer(
+        load, accuracy, input_tokens, output_tokens, unusable=unusable, is_healthy=is_healthy
     )
 
 
-def _find_obstacle(profile: TierProfile, load: LoadState) -> MissReason | None:
-    if not profile.points and profile.latency is None:
-        return MissReason.NO_PROFILE
-    is_full = profile.max_in_flight is not None and load.n_in_flight >= profile.max_in_flight
-    return MissReason.SATURATED if is_full else None
+def _fold_residuals(model: LatencyModel, level: float) -> tuple[tuple[int, ...], tuple[_Factors, ...]]:
+    """Return the edges between which no residual changes, ascending, and the factors up to each and beyond the last."""
+    edges = sorted({bucket.max_in_flight for bucket in model.residuals if bucket.max_in_flight is not None})
+    places = [*edges, edges[-1] + 1 if edges else 0]
+    return tuple(edges), tuple(_find_factors(model, n, level) for n in places)
 
 
-def _interpolate_points(points: Iterable[LoadPoint], load: LoadState, output_tokens: float | None) -> _Latency:
-    """Return p95 latencies between the measured points, at the load after this request joins."""
-    known = [(float(point.concurrency), point) for point in points if point.concurrency is not None]
-    at = load.n_in_flight + 1.0
-    ttft_s = interpolate([(x, point.ttft_p95_s) for x, point in known], at)
-    tpot_s = interpolate([(x, point.tpot_p95_s) for x, point in known], at)
-    if output_tokens is None:
-        e2el_s = interpolate([(x, point.e2el_p95_s) for x, point in known], at)
-    elif ttft_s is None or tpot_s is None:
-        e2el_s = None
-    else:
-        e2el_s = predict_e2el_s(ttft_s=ttft_s, tpot_s=tpot_s, n_output_tokens=output_tokens)
-    return _Latency(ttft_s=ttft_s, tpot_s=tpot_s, e2el_s=e2el_s)
+def _find_factors(model: LatencyModel, n_in_flight: int, level: float) -> _Factors:
+    uppers = [model.residual(metric, n_in_flight=n_in_flight, level=level) for metric in Metric]
+    ttft, tpot, e2el = (None if residual is None else math.exp(residual) for residual in uppers)
+    medians = [model.residual(metric, n_in_flight=n_in_flight, level=_MEDIAN) for metric in (Metric.TTFT, Metric.TPOT)]
+    return ttft, tpot, e2el, math.exp(medians[0] or 0.0), math.exp(medians[1] or 0.0)
 
 
-def _ask_model(
-    profile: TierProfile, model: LatencyModel, load: LoadState, *, n_in: float, n_out: float, level: float
-) -> _Latency:
-    """Return the model's latencies at ``level``; beyond its domain the slower of those and the points."""
-    n_load = load.n_in_flight
-    ttft_s = model.ttft_s(load, input_tokens=n_in)
-    tpot_s = model.tpot_s(load, input_tokens=n_in, output_tokens=n_out)
-    e2el_s = predict_e2el_s(ttft_s=ttft_s, tpot_s=tpot_s, n_output_tokens=n_out)
-    residuals = [model.residual(metric, n_in_flight=n_load, level=level) for metric in _METRICS]
-    is_beyond = _is_beyond(model.domain, n_in=n_in, n_out=n_out, n_load=n_load)
-    needs_points = is_beyond or None in residuals
-    measured = _interpolate_points(profile.closed_points, load, n_out) if needs_points else _NOTHING
-    is_checked = is_beyond and bool(profile.closed_points)
-    predicted = (ttft_s, tpot_s, e2el_s)
-    uppers = [
-        _raise(predicted_s, residual, measured_s, is_checked=is_checked)
-        for predicted_s, residual, measured_s in zip(predicted, residuals, measured.as_tuple(), strict=True)
-    ]
-    is_inside = model.domain.holds(input_tokens=n_in, output_tokens=n_out, n_in_flight=n_load)
-    return _Latency(ttft_s=uppers[0], tpot_s=uppers[1], e2el_s=uppers[2], is_extrapolated=not is_inside)
-
-
-def _raise(predicted_s: float, residual: float | None, measured_s: float | None, *, is_checked: bool) -> float | None:
+def _raise(predicted_s: float, factor: float | None, measured_s: float | None, *, is_checked: bool) -> float | None:
     """Return a prediction at its upper quantile; ``measured_s`` where there is no quantile to raise it by."""
-    if residual is None:
+    if factor is None:
         return measured_s
-    upper_s = predicted_s * math.exp(residual)
+    upper_s = predicted_s * factor
     if not is_checked:
         return upper_s
     return None if measured_s is None else max(upper_s, measured_s)
 
 
-def _is_beyond(domain: DomainBox, *, n_in: float, n_out: float, n_load: int) -> bool:
-    return n_in > domain.input_tokens[1] or n_out > domain.output_tokens[1] or n_load > domain.n_in_flight[1]
+def _mean_output(profile: TierProfile) -> float:
+    """Return the length of answer behind the profile's latencies; of points the least, as each has its own."""
+    if profile.latency is not None:
+        return profile.latency.mean_output_tokens
+    return min((x for point in profile.points if (x := point.mean_output_tokens) is not None), default=0.0)
 
 
-def _first_known(*values: float | None) -> float:
-    return next(value for value in values if value is not None)
+def _scale(value_s: float | None, ratio: float) -> float | None:
+    return None if value_s is None else value_s * ratio
 
 
 def request_usd(profile: TierProfile, output_tokens: float | None = None) -> float | None:
@@ -185,7 +311,8 @@ def accuracy_need(
     It is the reference tier's own probability less the policy's gap, or the request's floor
     when that is higher. ``None`` when neither is known.
     """
-    needs = [] if floor is None else [floor]
-    if reference in probabilities:
-        needs.append(max(probabilities[reference] - max_gap, 0.0))
-    return max(needs, default=None)
+    own = probabilities.get(reference)
+    if own is None:
+        return floor
+    need = own - max_gap if own > max_gap else 0.0
+    return need if floor is None or need > floor else floor

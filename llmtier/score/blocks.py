@@ -2,7 +2,7 @@
 
 Turns the features of one text into a row: hashed words (tf-idf, unit norm), eleven counts, log length, and
 cosines of random projections of the counts, which let a linear model bend (Rahimi & Recht, Random features for
-large-scale kernel machines, 2007). The rows of a fit and of a request are made by the same code.
+large-scale kernel machines, 2007). These are the rows of a fit; ``score.head`` has the same blocks laid out for requests.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtier.score.features import N_BUCKETS, N_NUMERIC, TextFeatures
+from llmtier.score.features import N_NUMERIC, TextFeatures
 from llmtier.score.linear import standardisation
+from llmtier.score.words import N_BUCKETS
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -30,6 +31,7 @@ CURVE_SCALE = 0.15**0.5
 MAX_DEVIATIONS = 3.0
 N_CURVES = 64
 N_DENSE = N_NUMERIC + 1 + N_CURVES
+CURVE_WEIGHT = CURVE_SCALE * (2.0 / N_CURVES) ** 0.5
 
 _CURVE_WIDTH = 0.4  # of the random projections: features that bend within two to three deviations
 _CURVE_SEED = 7
@@ -54,32 +56,32 @@ class Preparation:
         norm = float(weighted @ weighted) ** 0.5
         return weighted / norm if norm > 0 else weighted
 
-    def dense_row(self, numeric: Matrix) -> Matrix:
+    def dense_row(self, numeric: Sequence[float]) -> Matrix:
         """Return the scaled counts, log length and curves, shape (N_DENSE,)."""
-        standard = (numeric - self.means) / self.deviations
+        standard = (np.array(numeric) - self.means) / self.deviations
         clipped = np.minimum(np.maximum(standard, -MAX_DEVIATIONS), MAX_DEVIATIONS)
         row = np.empty(N_DENSE)
         row[:N_NUMERIC] = clipped
         row[:N_NUMERIC] *= NUMERIC_SCALE
         row[N_NUMERIC] = standard[0] * LENGTH_SCALE
-        directions, phases = _curves()
+        directions, phases = curves()
         np.cos(clipped @ directions + phases, out=row[N_NUMERIC + 1 :])
-        row[N_NUMERIC + 1 :] *= CURVE_SCALE * (2.0 / N_CURVES) ** 0.5
+        row[N_NUMERIC + 1 :] *= CURVE_WEIGHT
         return row
 
 
 def prepare(rows: Sequence[TextFeatures]) -> Preparation:
-    """Learn idf, means and deviations from the fit rows."""
+    """Learn idf, means and deviations from the fit rows, packed."""
     document_counts = np.bincount(np.concatenate([row.buckets for row in rows]), minlength=N_BUCKETS)
     idf = np.log((1.0 + len(rows)) / (1.0 + document_counts)) + 1.0
-    means, deviations = standardisation(np.stack([row.numeric for row in rows]))
+    means, deviations = standardisation(np.array([row.numeric for row in rows]))
     return Preparation(idf=idf.astype(np.float32), means=means, deviations=deviations)
 
 
 def text_design(
     rows: Sequence[TextFeatures], preparation: Preparation
 ) -> tuple[NDArray[np.intp], "csr_array[np.float64]"]:
-    """Return the active buckets and their matrix, shape (n_rows, n_active)."""
+    """Return the active buckets and their matrix, shape (n_rows, n_active), of packed rows."""
     from scipy.sparse import csr_array
 
     buckets = np.concatenate([row.buckets for row in rows])
@@ -90,7 +92,7 @@ def text_design(
 
 
 @cache
-def _curves() -> tuple[Matrix, Matrix]:
+def curves() -> tuple[Matrix, Matrix]:
     """Return random directions of shape (11, N_CURVES) and phases of shape (N_CURVES,), always the same ones."""
     draw = np.random.default_rng(_CURVE_SEED)
     directions = draw.standard_normal((N_NUMERIC, N_CURVES)) * _CURVE_WIDTH

@@ -48,7 +48,7 @@ class ScoreCache:
         self.n_misses = 0
         self._scorer = scorer
         self._capacity = capacity
-        self._hasher = hashlib.blake2b(digest[: hashlib.blake2b.MAX_KEY_SIZE], digest_size=16)
+        self._digest = digest
         self._kept: OrderedDict[bytes, Mapping[str, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -87,7 +87,6 @@ class ScoreCache:
 
     def _key(self, prompt: Prompt, *, rating: float | None, has_embedding: bool) -> bytes:
         whole = whole_text(prompt)
-        hasher = self._hasher.copy()
-        hasher.update(f"{len(whole)} {rating!r} {has_embedding} {prompt.domain!r}\n".encode(errors="surrogatepass"))
-        hasher.update(cut_text(whole).encode(errors="surrogatepass"))
-        return hasher.digest()
+        read = f"{len(whole)} {rating!r} {has_embedding} {prompt.domain!r}\n{cut_text(whole)}"
+        # Processors have instructions for sha256: a third of the time that blake2b takes.
+        return hashlib.sha256(self._digest + read.encode(errors="surrogatepass")).digest()[:16]

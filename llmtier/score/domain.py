@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtier.score.features import N_BUCKETS, TextFeatures
+from llmtier.score.features import TextFeatures
+from llmtier.score.words import N_BUCKETS, count_each
 
 Matrix = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -21,9 +22,10 @@ N_COARSE = 1 << 12
 MAX_DOMAINS = 256
 """Domains that can be guessed: the most frequent ones."""
 
-_SHIFT = np.uint16((N_BUCKETS // N_COARSE).bit_length() - 1)
+_SHIFT = (N_BUCKETS // N_COARSE).bit_length() - 1
 _TEMPER = 0.2  # of the log likelihood; 0.1 and 0.3 moved APGR by no more than 0.001 (docs/log.md)
 _PRIOR_WORDS = 200.0  # of the background, added to each domain's own
+_ONES = np.ones(N_COARSE, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,11 @@ class DomainModel:
 
     def posterior(self, text: TextFeatures) -> Matrix:
         """Return a probability a domain, shape (n_domains,), summing to 1."""
-        logits = self.prior + self.evidence[coarse_buckets(text)].sum(axis=0)
-        shares = np.exp(logits - logits.max())
-        return np.asarray(shares / shares.sum(), dtype=np.float64)
+        found = coarse_buckets(text)
+        evidence = _ONES[: found.size].dot(self.evidence.take(found, axis=0))
+        logits = self.prior + evidence
+        shares = np.exp(logits - np.maximum.reduce(logits))
+        return np.asarray(shares / np.add.reduce(shares), dtype=np.float64)
 
     def guess(self, text: TextFeatures) -> DomainGuess:
         """Return the likeliest one."""
@@ -83,12 +87,10 @@ def fit_domains(rows: Sequence[tuple[TextFeatures, str | None]]) -> DomainModel 
     return DomainModel(domains=domains, evidence=stored, prior=prior)
 
 
-def coarse_buckets(text: TextFeatures) -> NDArray[np.uint16]:
-    """Return the coarse buckets that occur, ascending, each once."""
-    coarse = text.buckets >> _SHIFT
-    is_new = np.ones(coarse.size, dtype=bool)
-    np.not_equal(coarse[1:], coarse[:-1], out=is_new[1:])
-    return np.asarray(coarse[is_new], dtype=np.uint16)
+def coarse_buckets(text: TextFeatures) -> NDArray[np.intp]:
+    """Return the coarse buckets that occur, each once."""
+    coarse = text.buckets.astype(np.intp) >> _SHIFT
+    return coarse.take(count_each(coarse).nonzero()[0])
 
 
 def _most_frequent(domains: Sequence[str]) -> tuple[str, ...]:

@@ -49,13 +49,20 @@ class HybridFeatures:
     def __init__(self, prompt: Prompt, signals: Signals) -> None:
         self._prompt = prompt
         self._signals = signals
+        self._is_kept = False
         self._extracted: dict[str, Any] = {}
 
     def of(self, kind: str) -> Any:  # noqa: ANN401 - each member has its own type
         """Return the features of the member called ``kind``."""
         if kind not in self._extracted:
-            self._extracted[kind] = _MEMBERS[kind].extract(self._prompt, self._signals)
+            extracted = _MEMBERS[kind].extract(self._prompt, self._signals)
+            self._extracted[kind] = _MEMBERS[kind].pack(extracted) if self._is_kept else extracted
         return self._extracted[kind]
+
+    def packed(self) -> "HybridFeatures":
+        """Return itself, from now on to keep its members' features in little memory."""
+        self._is_kept = True
+        return self
 
     def knows(self, kind: str) -> bool:
         """Return whether the member called ``kind`` has what it reads."""
@@ -250,6 +257,7 @@ HYBRID: Recipe[HybridFeatures] = Recipe(
     extract=HybridFeatures,
     fit=fit_hybrid,
     load=load_hybrid,
+    pack=HybridFeatures.packed,
     reads=frozenset({Signal.EMBEDDING, Signal.RATING}),
     lacks=lambda model, features: not all(features.knows(kind) for kind in model.kinds),
 )

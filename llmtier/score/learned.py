@@ -20,11 +20,12 @@ from llmtier.core.errors import InputFileError
 from llmtier.core.prompt import Prompt
 from llmtier.score.blocks import N_DENSE, Preparation, prepare, text_design
 from llmtier.score.domain import DomainGuess, DomainModel, fit_domains
-from llmtier.score.features import N_BUCKETS, extract_text
+from llmtier.score.features import extract_text
 from llmtier.score.learned_model import LearnedModel, PromptFeatures, load_model
 from llmtier.score.recipe import Matrix, Recipe, decode_state, fit_tiers
 from llmtier.score.signals import Signal, Signals
 from llmtier.score.text import whole_text
+from llmtier.score.words import N_BUCKETS
 from llmtier.stats.logistic import LogisticFit
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _WORD = re.compile(r"[^\W\d_]+|\d+")
 
 def extract_prompt(prompt: Prompt, signals: Signals) -> PromptFeatures:
     """Read the user's last turns, the domain and the embedding."""
-    return PromptFeatures(text=extract_text(whole_text(prompt)), domain=prompt.domain, embedding=signals.embedding)
+    return PromptFeatures(extract_text(whole_text(prompt)), prompt.domain, signals.embedding)
 
 
 def fit_learned(rows: Sequence[PromptFeatures], scores: Matrix, _seed: int) -> LearnedModel:
@@ -50,7 +51,7 @@ def fit_learned(rows: Sequence[PromptFeatures], scores: Matrix, _seed: int) -> L
 def _fit(rows: Sequence[PromptFeatures], scores: Matrix, embeddings: Matrix | None) -> LearnedModel:
     from scipy.sparse import csr_array, hstack
 
-    texts = [row.text for row in rows]
+    texts = [row.text.packed() for row in rows]
     preparation = prepare(texts)
     active, text = text_design(texts, preparation)
     dense = np.stack([preparation.dense_row(row.numeric) for row in texts])
@@ -65,7 +66,8 @@ def _fit(rows: Sequence[PromptFeatures], scores: Matrix, embeddings: Matrix | No
         domain_fits = fit_tiers(csr_array(hstack([plain, table.design], format="csr")), scores)
         domain_weights = table.effects([fit.weights[plain.shape[1] :] for fit in domain_fits])
         fits += domain_fits
-    return _assemble(preparation, active, fits, domain_weights, fit_domains([(row.text, row.domain) for row in rows]))
+    guesser = fit_domains([(text, row.domain) for text, row in zip(texts, rows, strict=True)])
+    return _assemble(preparation, active, fits, domain_weights, guesser)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,12 +190,15 @@ def load_stacked(state: bytes) -> StackedModel:
     return StackedModel(joint=load_model(bytes(stored.joint)), alone=load_model(bytes(stored.alone)))
 
 
-LEARNED: Recipe[PromptFeatures] = Recipe(kind="learned", extract=extract_prompt, fit=fit_learned, load=load_model)
+LEARNED: Recipe[PromptFeatures] = Recipe(
+    kind="learned", extract=extract_prompt, fit=fit_learned, load=load_model, pack=PromptFeatures.packed
+)
 LEARNED_SEMANTIC: Recipe[PromptFeatures] = Recipe(
     kind="learned+semantic",
     extract=extract_prompt,
     fit=fit_stacked,
     load=load_stacked,
+    pack=PromptFeatures.packed,
     reads=frozenset({Signal.EMBEDDING}),
     lacks=lambda _model, features: features.embedding is None,
 )

@@ -5,6 +5,7 @@ Two heads, without and with the domain; ``score.learned`` fits it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,20 +13,25 @@ import numpy as np
 from llmtier.core.errors import InputFileError
 from llmtier.score.blocks import N_DENSE, Floats, Preparation
 from llmtier.score.domain import N_COARSE, DomainGuess, DomainModel
-from llmtier.score.features import N_BUCKETS, N_NUMERIC, TextFeatures
+from llmtier.score.features import N_NUMERIC, TextFeatures
+from llmtier.score.head import Head
 from llmtier.score.recipe import Matrix, as_matrix, decode_state
+from llmtier.score.words import N_BUCKETS, wide_tables
 
 _DOMAIN_SHARE = 2 / 3  # of the head that knows the domain: 1/2 cost 0.002 to 0.004 APGR on MMLU (docs/log.md)
 _GUESS_SHARE = 1 / 2  # of it where the domain is a guess
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptFeatures:
+class PromptFeatures(NamedTuple):
     """What the learned scorer reads of a prompt; ``embedding`` has unit norm and is ``None`` without an embedder."""
 
     text: TextFeatures
     domain: str | None
     embedding: Floats | None = None
+
+    def packed(self) -> "PromptFeatures":
+        """Return the same in less memory."""
+        return self._replace(text=self.text.packed())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,7 @@ class LearnedModel:
     domain_weights: Mapping[str, Matrix]
     guesser: DomainModel | None = None
     embedding_weights: Floats | None = None
-    _mixes: dict[float, "_Head"] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _mixes: dict[float, "_Mix"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def n_tiers(self) -> int:
@@ -58,19 +64,28 @@ class LearnedModel:
 
     def logits(self, features: PromptFeatures) -> Matrix:
         """Return shape (n_tiers,)."""
-        known = None if features.domain is None else self.domain_weights.get(features.domain)
-        if known is not None:
-            return self._mix(_DOMAIN_SHARE).outputs(self.preparation, features) + _DOMAIN_SHARE * known
-        if self.guesser is None:
-            return self._mix(0.0).outputs(self.preparation, features)
-        effects = np.stack([self.domain_weights[domain] for domain in self.guesser.domains])
-        guessed = self.guesser.posterior(features.text) @ effects
-        return self._mix(_GUESS_SHARE).outputs(self.preparation, features) + _GUESS_SHARE * guessed
+        if features.domain is not None and features.domain in self.domain_weights:
+            mix = self._mix(_DOMAIN_SHARE)
+            effects = mix.effects[features.domain]
+        elif self.guesser is None:
+            return np.array(self._mix(0.0).head.outputs(features.text, features.embedding))
+        else:
+            mix = self._mix(_GUESS_SHARE)
+            effects = self.guesser.posterior(features.text).dot(mix.guessed_effects).tolist()
+        outputs = mix.head.outputs(features.text, features.embedding)
+        return np.array([output + effect for output, effect in zip(outputs, effects, strict=True)])
 
-    def _mix(self, share: float) -> "_Head":
+    def warm(self) -> None:
+        """Lay out now what the first requests would have to wait for: some 20 ms."""
+        wide_tables()
+        self._mix(0.0 if self.guesser is None else _GUESS_SHARE)
+        if self.domain_weights:
+            self._mix(_DOMAIN_SHARE)
+
+    def _mix(self, share: float) -> "_Mix":
         """Return both heads as one, ``share`` of it the head that knows the domain; made once."""
         if share not in self._mixes:
-            self._mixes[share] = _Head.mix(self, share)
+            self._mixes[share] = _Mix.make(self, share)
         return self._mixes[share]
 
     def guess_domain(self, features: PromptFeatures) -> DomainGuess | None:
@@ -99,24 +114,22 @@ class LearnedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Head:
-    """One head of logits a tier.
+class _Mix:
+    """Both heads as one.
 
     Attributes:
-        table: idf and weights of each bucket side by side, so that a request's buckets are looked up once, shape
-            (N_BUCKETS, 1 + n_tiers).
-        dense: Shape (N_DENSE, n_tiers); likewise ``intercepts`` (n_tiers,).
-        embedding: Shape (n_dimensions, n_tiers); ``None`` without an embedder.
+        head: What all prompts share.
+        effects: What a named domain adds, one number a tier.
+        guessed_effects: The same of the domains that can be guessed, shape (n_domains, n_tiers).
     """
 
-    table: Floats
-    dense: Matrix
-    intercepts: Matrix
-    embedding: Floats | None
+    head: Head
+    effects: Mapping[str, list[float]]
+    guessed_effects: Matrix
 
     @classmethod
-    def mix(cls, model: LearnedModel, share: float) -> "_Head":
-        """Return the model's heads weighted: ``share`` for the one with the domain."""
+    def make(cls, model: LearnedModel, share: float) -> "_Mix":
+        """Weigh the model's heads: ``share`` for the one with the domain."""
         k = model.n_tiers
 
         def mixed(values: Matrix | Floats) -> Matrix:
@@ -124,23 +137,20 @@ class _Head:
                 return np.asarray(values, dtype=np.float64)
             return np.asarray((1.0 - share) * values[..., :k] + share * values[..., k:], dtype=np.float64)
 
-        table = np.column_stack([model.preparation.idf, mixed(model.text_weights)]).astype(np.float32)
-        embedding = None if model.embedding_weights is None else mixed(model.embedding_weights).astype(np.float32)
-        return cls(
-            table=table, dense=mixed(model.dense_weights), intercepts=mixed(model.intercepts), embedding=embedding
+        head = Head.make(
+            model.preparation,
+            mixed(model.text_weights),
+            mixed(model.dense_weights),
+            mixed(model.intercepts),
+            None if model.embedding_weights is None else mixed(model.embedding_weights),
         )
-
-    def outputs(self, preparation: Preparation, features: PromptFeatures) -> Matrix:
-        """Return shape (n_tiers,), without the domain's own effect."""
-        rows = self.table.take(features.text.buckets, axis=0)
-        weighted = features.text.values * rows[:, 0]
-        norm = float(weighted @ weighted) ** 0.5
-        outputs = preparation.dense_row(features.text.numeric) @ self.dense + self.intercepts
-        if norm > 0:
-            outputs += (weighted @ rows[:, 1:]) / norm
-        if self.embedding is not None and features.embedding is not None:
-            outputs += features.embedding @ self.embedding
-        return np.asarray(outputs, dtype=np.float64)
+        effects = {domain: share * weights for domain, weights in model.domain_weights.items()}
+        domains = () if model.guesser is None else model.guesser.domains
+        return cls(
+            head=head,
+            effects={domain: values.tolist() for domain, values in effects.items()},
+            guessed_effects=np.array([effects[domain] for domain in domains]).reshape(len(domains), k),
+        )
 
 
 class _Guesser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,7 +189,7 @@ def load_model(state: bytes) -> LearnedModel:
     text_weights[active] = _floats(stored.text_weights, (active.size, n_outputs))
     means = as_matrix(stored.means, (N_NUMERIC,))
     deviations = as_matrix(stored.deviations, (N_NUMERIC,))
-    return LearnedModel(
+    model = LearnedModel(
         preparation=Preparation(idf=idf, means=means, deviations=deviations),
         text_weights=text_weights,
         dense_weights=as_matrix(stored.dense_weights, (N_DENSE, n_outputs)),
@@ -188,6 +198,8 @@ def load_model(state: bytes) -> LearnedModel:
         guesser=None if stored.guesser is None else _unpack_guesser(stored.guesser, stored.domain_weights),
         embedding_weights=_floats(stored.embedding_weights, (-1, n_outputs)) if stored.embedding_weights else None,
     )
+    model.warm()
+    return model
 
 
 def _pack_guesser(guesser: DomainModel) -> _Guesser:

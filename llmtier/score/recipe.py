@@ -47,6 +47,7 @@ class Recipe(Generic[Features]):
             rates or those of a simpler model: the calibration, fitted on the others, does not hold for them.
         fit: (features of n rows, scores of shape (n, n_tiers) with NaN where unknown, seed) -> model.
         load: The inverse of ``Model.to_bytes``.
+        pack: The same features in less memory, for the rows of a fit, which are held all at once.
         is_calibrated: Whether Platt's calibration follows; it would flatten a deliberately random scorer.
     """
 
@@ -54,6 +55,7 @@ class Recipe(Generic[Features]):
     extract: Callable[[Prompt, Signals], Features]
     fit: Callable[[Sequence[Features], Matrix, int], Model[Features]]
     load: Callable[[bytes], Model[Features]]
+    pack: Callable[[Features], Features] = lambda features: features
     is_calibrated: bool = True
     reads: frozenset[Signal] = frozenset()
     lacks: Callable[[Any, Features], bool] = lambda _model, _features: False

@@ -202,7 +202,7 @@ def fit_out_of_fold(  # one call, named arguments
     labelled, given = [labelled[row] for row in order], [given[row] for row in order]
     scores = score_matrix(labelled, tiers)
     _check_labels(scores, tiers)
-    rows = [recipe.extract(item.prompt, item_signals) for item, item_signals in zip(labelled, given, strict=True)]
+    rows = [recipe.pack(recipe.extract(item.prompt, more)) for item, more in zip(labelled, given, strict=True)]
     fold_of_row = assign_folds([item.prompt.last_user_text for item in labelled], seed=seed, folds=folds)
     if not fold_of_row.any():
         raise InputFileError("all labelled prompts have the same text; a scorer needs different ones")

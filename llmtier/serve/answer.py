@@ -1,191 +1,200 @@
-"""Serve one completion request: decode, decide, send on, fail over once, and leave a record.
+"""Serve one request for an answer: plan, send on, fail over once, and leave a record.
 
-Reads the client's bytes and the pool; writes the answer, the pool's ledger and the record. The
-decision itself is ``choose.py``, the bytes are ``relay.py``.
+Reads the plan and the pool; writes the answer, the pool's ledger and the record. Where a request goes is
+``planner.py``, the bytes are ``relay.py``.
 """
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 
-import aiohttp
-
-from llmtier.core.decision import Decision, MissReason, Offer
-from llmtier.core.prompt import Prompt
-from llmtier.core.rule import Rule
+from llmtier.core.decision import Decision, Offer
 from llmtier.engine.wire import Usage
 from llmtier.score.cache import ScoreCache
-from llmtier.serve.asgi import Headers, Receive, Reply, read_body, run_until_gone
-from llmtier.serve.choose import AUTO_ALIASES, Choice, Question, choose, find_next_tier
-from llmtier.serve.ledger import Flight, PromptSize
-from llmtier.serve.needs import read_needs
+from llmtier.serve.choose import find_next_tier
+from llmtier.serve.http_client import UpstreamAnswer, UpstreamClient
+from llmtier.serve.http_server import HttpRequest, Reply
+from llmtier.serve.ledger import Flight
+from llmtier.serve.planner import RETRY_AFTER_S, Plan, Planner
 from llmtier.serve.record import FAILOVER, Record, Recorder, RequestOutcome, begin
-from llmtier.serve.refusal import RequestRefusedError
-from llmtier.serve.relay import (
-    Upstream,
-    UpstreamError,
-    UpstreamFault,
-    UpstreamRequest,
-    open_upstream,
-    relay_events,
-    relay_whole,
-)
-from llmtier.serve.rules import find_rule
+from llmtier.serve.refusal import RequestRefusedError, error_event
+from llmtier.serve.relay import Errand, StreamRelay, UpstreamError, UpstreamFault, is_events, open_answer, read_whole
 from llmtier.serve.signals import SignalReader, make_asker
 from llmtier.serve.sse_relay import SseRelay, read_usage
 from llmtier.serve.state import AppState
-from llmtier.serve.wire import Endpoint, WireRequest, decode_request
+from llmtier.serve.watch import authorization
+from llmtier.serve.wire import Endpoint
 
-RETRY_AFTER_S = 1
 
+@dataclass(slots=True)
+class _Exchange:
+    """One request on its way.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """A decoded request and where it may go; ``tier`` serves first."""
+    Attributes:
+        plan: Decoded, and where it may go.
+        record: What is written down of it.
+        reply: The client's.
+        ends_s: Instant at which it is over.
+    """
 
-    request: WireRequest
-    size: PromptSize
-    decision: Decision
-    tier: str
-    upstream: UpstreamRequest
+    plan: Plan
+    record: Record
+    reply: Reply
+    ends_s: float
 
 
 class CompletionHandler:
-    """Serves the completion endpoints of one gateway.
+    """Serves the endpoints of one gateway that engines answer.
 
     Args:
         state: What the gateway is made of.
-        session: Connections to the engines.
+        clients: Tier name to connections to its engine.
     """
 
-    def __init__(self, state: AppState, session: aiohttp.ClientSession) -> None:
+    def __init__(self, state: AppState, clients: Mapping[str, UpstreamClient]) -> None:
         self._state = state
-        self._session = session
+        self._clients = clients
+        self._authorizations = {name: authorization(tier) for name, tier in state.pool.tiers.items()}
         scores = _remember_scores(state)
         state.metrics.score_cache = scores
-        self._scorer = None if scores is None else _read_signals(state, scores, session)
+        policy = state.policy
         self._recorder = Recorder(
-            pool=state.pool, metrics=state.metrics, traffic=state.traffic, keeps_text=state.log_text
+            pool=state.pool,
+            metrics=state.metrics,
+            traffic=state.traffic,
+            keeps_text=state.log_text,
+            reference=None if policy is None else policy.reference,
+            policy_digest=state.policy_digest,
         )
+        scorer = None if scores is None else _read_signals(state, scores, clients)
+        self._planner = Planner(state, scorer, on_decided=self._recorder.decided)
 
-    async def handle(self, endpoint: Endpoint, headers: Headers, receive: Receive, reply: Reply) -> None:
+    async def handle(self, endpoint: Endpoint, http: HttpRequest, reply: Reply) -> None:
         """Serve one request and record it, however it ends.
 
         Raises:
             RequestRefusedError: The answer is an error of the gateway's own, which the caller sends.
         """
         state = self._state
-        record = begin(state.new_id(), now=state.now, clock=state.clock, headers=headers)
+        record = begin(state.new_id(), now=state.now, received_s=http.received_s, headers=http.headers)
+        record.body_s = http.complete_s
         reply.headers[b"x-llmtier-request-id"] = record.request_id.encode()
         try:
-            limits = state.limits
-            body = await read_body(receive, headers, limit_bytes=limits.body_bytes, timeout_s=limits.body_s)
-            record.body_s = state.clock()
-            is_done = body is not None and await run_until_gone(
-                self._answer(record, decode_request(endpoint, body), headers, reply), receive
-            )
-            if not is_done and record.outcome is RequestOutcome.INTERNAL_ERROR:
-                record.outcome, record.status = RequestOutcome.CLIENT_GONE, 499
+            plan = await self._planner.plan(endpoint, http, record)
+            await self._answer(_Exchange(plan, record, reply, state.clock() + state.deadlines.total_s))
         except RequestRefusedError as refusal:
-            record.status = refusal.status
+            record.status, record.retry_after_s = refusal.status, refusal.retry_after_s
             if record.outcome is RequestOutcome.INTERNAL_ERROR:
                 record.outcome = RequestOutcome.REFUSED
             raise
         except asyncio.CancelledError:
-            record.outcome = RequestOutcome.ABORTED
+            _end_cancelled(record, reply)
             raise
         finally:
-            self._recorder.finish(record)
+            self._recorder.finish(record, n_bytes=len(http.body))
 
-    async def _answer(self, record: Record, request: WireRequest, headers: Headers, reply: Reply) -> None:
-        plan = await self._plan(record, request, headers)
-        tier: str | None = plan.tier
+    async def _answer(self, exchange: _Exchange) -> None:
+        pool, plan, record = self._state.pool, exchange.plan, exchange.record
+        request = plan.request
+        tier = plan.decision.tier
         tried: list[str] = []
         while tier is not None:
             tried.append(tier)
-            record.n_in_flight = self._state.pool.n_in_flight(tier)
+            record.n_in_flight = pool.n_in_flight(tier)
+            record.n_attempts += 1
+            flight = pool.begin(tier, plan.size, is_stream=request.is_stream, max_tokens=request.max_tokens)
             try:
-                with self._state.pool.serving(tier, plan.size, is_stream=request.is_stream) as flight:
-                    await self._serve(record, plan, tier, reply, flight)
+                await self._serve(exchange, tier, flight)
                 if record.outcome is RequestOutcome.OK:
-                    flight.learn(record.usage)
+                    self._learn(exchange, tier, flight)
                 tier = None
             except UpstreamError as failure:
                 tier = self._fail_over(record, plan.decision, tried, failure)
+            finally:
+                pool.end(tried[-1], flight)
 
-    async def _plan(self, record: Record, request: WireRequest, headers: Headers) -> _Plan:
-        state = self._state
-        record.request = request
-        record.needs = read_needs(headers, defaults=state.defaults, context_tokens=request.context_tokens)
-        size = _size_of(request)
-        prompt = request.to_prompt(record.request_id, domain=record.needs.domain)
-        rules = state.rules if request.model in AUTO_ALIASES else None
-        rule = find_rule(rules, prompt, domain=record.needs.domain, headers=headers)
-        question = Question(
-            model=request.model,
-            needs=record.needs,
-            probabilities=await self._score(prompt, rule),
-            max_tokens=request.max_tokens,
-            size=size,
-            rule=rule,
-        )
-        choice = choose(question, state.pool.states(), policy=state.policy, default_tier=state.default_tier)
-        record.choice = choice
-        record.tier, record.reason = choice.decision.tier, choice.decision.reason.value
-        self._recorder.decided(record)
-        if choice.decision.tier is None:
-            record.outcome = RequestOutcome.REJECTED
-            raise _reject(choice)
-        ends_s = asyncio.get_running_loop().time() + state.deadlines.total_s
-        upstream = UpstreamRequest(
-            path=request.endpoint.value, request_id=record.request_id, is_stream=request.is_stream, ends_s=ends_s
-        )
-        return _Plan(request=request, size=size, decision=choice.decision, tier=choice.decision.tier, upstream=upstream)
+    def _learn(self, exchange: _Exchange, tier: str, flight: Flight) -> None:
+        """Take from an answer in full what the next predictions are made of."""
+        record = exchange.record
+        flight.learn(record.usage)
+        self._planner.note_served(exchange.plan, tier)
+        offer = record.offer
+        if offer is not None and record.last_s is not None:
+            sent_s = flight.sent_s
+            self._state.pool.correction(tier).learn(
+                offer,
+                now_s=record.last_s,
+                ttft_s=None if record.first_s is None else record.first_s - sent_s,
+                e2el_s=record.last_s - sent_s,
+                n_output_tokens=record.usage.completion_tokens,
+            )
 
-    async def _score(self, prompt: Prompt | None, rule: Rule | None) -> Mapping[str, float]:
-        """Return P(correct) by tier; nothing where a rule has settled the tier already."""
-        if self._scorer is None or prompt is None or (rule is not None and rule.pin is not None):
-            return {}
-        return await self._scorer.probabilities(prompt)
-
-    async def _serve(self, record: Record, plan: _Plan, tier_name: str, reply: Reply, flight: Flight) -> None:
-        state = self._state
-        tier = state.pool.tiers[tier_name]
-        body = plan.request.forwarded(tier.model_name)
+    async def _serve(self, exchange: _Exchange, tier_name: str, flight: Flight) -> None:
+        record, state = exchange.record, self._state
+        errand = self._make_errand(exchange, tier_name)
         record.sent_s = record.sent_s or state.clock()
-        upstream = await open_upstream(self._session, tier, plan.upstream, body, state.deadlines)
-        with closing(upstream):
-            record.status = upstream.status
-            _announce(reply, record)
-            if upstream.is_events:
-                await self._relay_events(record, plan, upstream, reply, flight)
+        answer = await open_answer(errand, clock=state.clock)
+        try:
+            record.status = answer.status
+            _announce(exchange.reply, record)
+            if errand.is_stream and is_events(answer):
+                await self._relay_events(exchange, errand, answer, flight)
             else:
-                await self._relay_whole(record, upstream, reply)
+                await self._relay_whole(exchange, errand, answer)
+        finally:
+            answer.close()
 
-    async def _relay_whole(self, record: Record, upstream: Upstream, reply: Reply) -> None:
-        is_ok = upstream.status < 400
+    def _make_errand(self, exchange: _Exchange, tier_name: str) -> Errand:
+        state = self._state
+        request = exchange.plan.request
+        request_id = b"x-request-id: " + exchange.record.request_id.encode() + b"\r\n"
+        return Errand(
+            tier=tier_name,
+            client=self._clients[tier_name],
+            path=request.endpoint.value,
+            headers=self._authorizations[tier_name] + request_id,
+            body=request.forwarded(state.pool.tiers[tier_name].model_name),
+            is_stream=request.is_stream,
+            ends_s=exchange.ends_s,
+            first_s=state.clock() + state.deadlines.first_byte_s,
+            stall_s=state.deadlines.stall_s,
+        )
+
+    async def _relay_whole(self, exchange: _Exchange, errand: Errand, answer: UpstreamAnswer) -> None:
+        record = exchange.record
+        body = await read_whole(errand, answer, clock=self._state.clock)
+        is_ok = answer.status < 400
         if is_ok:
             record.last_s = self._state.clock()
-            record.usage = read_usage(upstream.first) or Usage()
-        await relay_whole(upstream, reply)
+            record.usage = read_usage(body) or Usage()
+        retry = [(b"retry-after", answer.retry_after)] if answer.retry_after else []
         record.outcome = RequestOutcome.OK if is_ok else RequestOutcome.ENGINE_REFUSED
+        exchange.reply.send_whole(
+            answer.status, body, content_type=answer.content_type or b"application/json", headers=retry
+        )
 
-    async def _relay_events(
-        self, record: Record, plan: _Plan, upstream: Upstream, reply: Reply, flight: Flight
-    ) -> None:
-        clock = self._state.clock
-        events = SseRelay(strips_usage=not plan.request.wants_usage)
+    async def _relay_events(self, exchange: _Exchange, errand: Errand, answer: UpstreamAnswer, flight: Flight) -> None:
+        record, state = exchange.record, self._state
+        events = SseRelay(strips_usage=not exchange.plan.request.wants_usage)
 
-        def note_instant() -> None:
-            record.last_s = now_s = clock()
+        def note(now_s: float) -> None:
+            record.last_s = now_s
             if events.has_content:
                 flight.note_piece(now_s)
+                record.n_pieces += 1
                 if record.first_s is None:
                     record.first_s = now_s
 
+        relay = StreamRelay(
+            errand,
+            answer,
+            exchange.reply,
+            events,
+            on_piece=note,
+            clock=state.clock,
+        )
         try:
-            broken = await relay_events(upstream, reply, events, ends_s=plan.upstream.ends_s, on_piece=note_instant)
+            broken = await relay.run()
             record.outcome = RequestOutcome.OK if broken is None else RequestOutcome.INTERRUPTED
         finally:
             record.usage = events.usage or Usage()
@@ -196,8 +205,9 @@ class CompletionHandler:
         Raises:
             RequestRefusedError: 502 or 504; this was the second tier, or there is no other.
         """
-        if failure.fault is UpstreamFault.CONNECT:
-            self._state.pool.mark_dead(tried[-1])
+        record.is_unreachable = failure.fault is UpstreamFault.CONNECT
+        if record.is_unreachable:
+            self._state.pool.report_lost(tried[-1])
         following = find_next_tier(decision, tried=tried) if len(tried) == 1 else None
         if following is None:
             record.outcome = RequestOutcome.UPSTREAM_ERROR
@@ -209,13 +219,30 @@ class CompletionHandler:
         return following
 
 
-def _read_signals(state: AppState, scores: ScoreCache, session: aiohttp.ClientSession) -> SignalReader:
+def _end_cancelled(record: Record, reply: Reply) -> None:
+    """Say who ended the request: the client, or the gateway's own end."""
+    if reply.is_client_gone:
+        record.outcome, record.status = RequestOutcome.CLIENT_GONE, 499
+        return
+    record.outcome = RequestOutcome.ABORTED
+    if reply.status is None:
+        record.status = 503
+        reply.refuse(
+            RequestRefusedError(
+                "the gateway is shutting down", status=503, code="shutting_down", retry_after_s=RETRY_AFTER_S
+            )
+        )
+    else:
+        reply.finish(error_event("the gateway is shutting down", code="shutting_down"))
+
+
+def _read_signals(state: AppState, scores: ScoreCache, clients: Mapping[str, UpstreamClient]) -> SignalReader:
     rater = None if state.signals.rater is None else state.pool.tiers[state.signals.rater]
     return SignalReader(
         state.signals,
         scores,
         policy=state.policy,
-        ask=None if rater is None else make_asker(session, rater),
+        ask=None if rater is None else make_asker(clients[rater.name], rater),
         on_failure=lambda signal: state.metrics.signal_failures.labels(signal.value).inc(),
     )
 
@@ -225,23 +252,6 @@ def _remember_scores(state: AppState) -> ScoreCache | None:
         return None
     digest = b"" if state.policy is None else bytes.fromhex(state.policy.scorer.sha256)
     return ScoreCache(state.scorer, capacity=state.limits.cached_scores, digest=digest)
-
-
-def _size_of(request: WireRequest) -> PromptSize:
-    if not request.messages:
-        return PromptSize(n_tokens=request.n_prompt_tokens)
-    return PromptSize(n_characters=sum(len(message.content) for message in request.messages))
-
-
-def _reject(choice: Choice) -> RequestRefusedError:
-    decision = choice.decision
-    misses = "; ".join(miss.describe() for miss in decision.misses)
-    too_long = {miss.tier for miss in decision.misses if miss.reason is MissReason.CONTEXT}
-    if decision.offers and too_long == {offer.tier for offer in decision.offers}:
-        message = f"prompt and max_tokens exceed every tier's context: {misses}"
-        return RequestRefusedError(message, code="context_length_exceeded", param="messages")
-    message = f"no tier meets the need: {misses}"
-    return RequestRefusedError(message, status=503, code="no_feasible_tier", retry_after_s=RETRY_AFTER_S)
 
 
 def _announce(reply: Reply, record: Record) -> None:

@@ -1,11 +1,10 @@
-"""The gateway as an ASGI application: routes, life-span, and the one place that catches everything.
+"""The gateway: routes, its life-span, and the one place that catches everything.
 
-    POST /v1/chat/completions  POST /v1/completions      routed to a tier
+    POST /v1/chat/completions  /v1/completions  /v1/embeddings  /v1/responses     routed to a tier
     GET  /v1/models   the tiers and "auto"               GET /metrics  Prometheus text
     GET  /health      this process answers               GET /ready    every engine has answered
 
-Anything else is 404; there is no catch-all proxy. Paths come from ``scope["path"]``, never from
-the Host header.
+Anything else is 404; there is no catch-all proxy. Paths come from the request line, never from the Host header.
 """
 
 import asyncio
@@ -13,17 +12,17 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import aiohttp
 import msgspec
 
 from llmtier.core.errors import PlanError
 from llmtier.serve.answer import CompletionHandler
-from llmtier.serve.asgi import JSON, Receive, Reply, Scope, Send
 from llmtier.serve.choose import AUTO_ALIASES
-from llmtier.serve.health import probe_tiers, watch_health
+from llmtier.serve.http_client import UpstreamClient
+from llmtier.serve.http_server import HttpRequest, Reply
+from llmtier.serve.metrics import Metrics
 from llmtier.serve.refusal import RequestRefusedError
-from llmtier.serve.relay import open_session
 from llmtier.serve.state import AppState
+from llmtier.serve.watch import Watcher
 from llmtier.serve.wire import Endpoint
 
 logger = logging.getLogger(__name__)
@@ -32,6 +31,8 @@ FIRST_PROBE_S = 1.0
 """A gateway opens its port after this long even when an engine keeps silent; ``/ready`` tells."""
 
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+
+Page = Callable[[Reply], Awaitable[None]]
 
 
 class Gateway:
@@ -45,100 +46,115 @@ class Gateway:
         self._state = state
         self._created_s = int(state.now().timestamp())
         self._completions: CompletionHandler | None = None
-        self._pages: dict[str, Callable[[Reply], Awaitable[None]]] = {
+        self._is_leaving = False
+        self._pages: dict[str, Page] = {
             "/v1/models": self._send_models,
             "/health": self._send_health,
             "/ready": self._send_ready,
             "/metrics": self._send_metrics,
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection event of the server."""
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-        elif scope["type"] == "http":
-            await self._guard(scope, receive, Reply(send))
+    async def __call__(self, request: HttpRequest, reply: Reply) -> None:
+        """Serve one request.
 
-    async def _guard(self, scope: Scope, receive: Receive, reply: Reply) -> None:
-        try:
-            await self._route(scope, receive, reply)
-        except RequestRefusedError as refusal:
-            await reply.refuse(refusal)
-        except Exception:
-            logger.exception("request failed inside the gateway", extra={"path": scope["path"]})
-            message = "the gateway failed on this request; its log has the reason"
-            await reply.refuse(RequestRefusedError(message, status=500, code="internal_error"))
+        Raises:
+            RequestRefusedError: The answer is an error of the gateway's own, which the server sends.
+        """
+        endpoint = _ENDPOINTS.get(request.path)
+        if endpoint is not None and request.method == "POST" and self._completions is not None:
+            await self._completions.handle(endpoint, request, reply)
+        else:
+            await self._route_rest(request, reply)
 
-    async def _route(self, scope: Scope, receive: Receive, reply: Reply) -> None:
-        path, method = scope["path"], scope["method"]
-        endpoint, page = _ENDPOINTS.get(path), self._pages.get(path)
-        if endpoint is None and page is None:
+    async def _route_rest(self, request: HttpRequest, reply: Reply) -> None:
+        page = self._pages.get(request.path)
+        if request.path not in _ENDPOINTS and page is None:
             known = ", ".join((*_ENDPOINTS, *self._pages))
             raise RequestRefusedError(f"no such path; known: {known}", status=404, code="not_found")
-        allowed = "GET" if endpoint is None else "POST"
-        if method != allowed:
-            reply.headers[b"allow"] = allowed.encode()
-            raise RequestRefusedError(f"{path} takes {allowed}", status=405, code="method_not_allowed")
-        if page is not None:
-            await page(reply)
-        elif endpoint is not None and self._completions is not None:
-            await self._completions.handle(endpoint, scope["headers"], receive, reply)
-        else:
+        allowed = ("POST",) if page is None else ("GET", "HEAD")
+        if request.method not in allowed:
+            reply.headers[b"allow"] = ", ".join(allowed).encode()
+            message = f"{request.path} takes {' or '.join(allowed)}"
+            raise RequestRefusedError(message, status=405, code="method_not_allowed")
+        if page is None:
             raise RequestRefusedError("the gateway is not running", status=503, code="not_ready")
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
-        async with self._running():
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-        await send({"type": "lifespan.shutdown.complete"})
+        await page(reply)
 
     @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
+        """Keep the gateway able to serve; its engines are watched meanwhile unless another process does."""
         state = self._state
         if state.traffic is not None:
             state.traffic.start()
+        clients = {
+            name: UpstreamClient(tier.base_url, connect_s=state.deadlines.connect_s)
+            for name, tier in state.pool.tiers.items()
+        }
         try:
-            async with open_session(state.deadlines) as session, self._watching(session):
-                self._completions = CompletionHandler(state, session)
+            async with self._watching():
+                self._completions = CompletionHandler(state, clients)
                 yield
         finally:
             self._completions = None
+            for client in clients.values():
+                await client.close()
             if state.traffic is not None:
                 await asyncio.to_thread(state.traffic.close)
 
+    async def serve_page(self, request: HttpRequest, reply: Reply) -> None:
+        """Serve one request for a page, and no other: what an address for operators serves.
+
+        Raises:
+            RequestRefusedError: It is not for a page.
+        """
+        if request.path in _ENDPOINTS:
+            raise RequestRefusedError(f"no such page; known: {', '.join(self._pages)}", status=404, code="not_found")
+        await self._route_rest(request, reply)
+
+    def leave(self) -> None:
+        """Say that the gateway is about to end: it is not ready any more, but still serves."""
+        self._is_leaving = True
+
     @asynccontextmanager
-    async def _watching(self, session: aiohttp.ClientSession) -> AsyncIterator[None]:
+    async def _watching(self) -> AsyncIterator[None]:
         state = self._state
-        await probe_tiers(session, state.pool, timeout_s=FIRST_PROBE_S)
-        async with asyncio.TaskGroup() as group:
-            watcher = group.create_task(watch_health(session, state.pool, interval_s=state.limits.health_interval_s))
-            try:
-                yield
-            finally:
-                watcher.cancel()
+        if state.watch is None:
+            yield
+            return
+        watcher = Watcher(state.pool.tiers.values(), state.pool.board, state.watch, clock=state.clock)
+        try:
+            await watcher.probe(timeout_s=FIRST_PROBE_S)
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(watcher.run())
+                try:
+                    yield
+                finally:
+                    running.cancel()
+        finally:
+            await watcher.close()
 
     async def _send_models(self, reply: Reply) -> None:
         names = (AUTO_ALIASES[0], *self._state.pool.tiers)
         cards = [{"id": name, "object": "model", "created": self._created_s, "owned_by": "llmtier"} for name in names]
-        await reply.send_whole(200, msgspec.json.encode({"object": "list", "data": cards}))
+        reply.send_whole(200, msgspec.json.encode({"object": "list", "data": cards}))
 
     async def _send_health(self, reply: Reply) -> None:
-        await reply.send_whole(200, b'{"status":"ok"}')
+        reply.send_whole(200, b'{"status":"ok"}')
 
     async def _send_ready(self, reply: Reply) -> None:
         pool = self._state.pool
+        is_ready = pool.is_ready and not self._is_leaving
         tiers = {name: pool.is_healthy(name) for name in pool.tiers}
-        document = msgspec.json.encode({"ready": pool.is_ready, "healthy": tiers})
-        await reply.send_whole(200 if pool.is_ready else 503, document, content_type=JSON)
+        reply.send_whole(200 if is_ready else 503, msgspec.json.encode({"ready": is_ready, "healthy": tiers}))
 
     async def _send_metrics(self, reply: Reply) -> None:
-        metrics = self._state.metrics
-        await reply.send_whole(200, metrics.render(), content_type=metrics.content_type)
+        state = self._state
+        text = state.metrics.render() if state.page is None else await state.page()
+        reply.send_whole(200, text, content_type=Metrics.content_type)
 
 
 def build_gateway(state: AppState) -> Gateway:
-    """Return the ASGI application; it opens connections only when the server starts its life-span.
+    """Return the gateway; it opens connections only while it is ``running``.
 
     Raises:
         PlanError: The default tier is not served.

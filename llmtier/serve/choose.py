@@ -7,16 +7,18 @@ in, writes nothing, asks no engine. The scorer has already run.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from llmtier.core.decision import Decision, Fallback, MissReason, Objective, Offer, Reason
+from llmtier.core.decision import OVERLOADED, Decision, Fallback, Miss, MissReason, Objective, Offer, Reason
 from llmtier.core.latency_model import LoadState
 from llmtier.core.policy import Policy
 from llmtier.core.profile import TierProfile
 from llmtier.core.requirement import Requirement
 from llmtier.core.rule import Rule
-from llmtier.route.decide import decide, find_misses, pin
-from llmtier.route.predict import accuracy_need, predict
+from llmtier.route.decide import decide, find_misses
+from llmtier.route.predict import Predictor, accuracy_need
 from llmtier.route.rules import barred_by_cost, barred_by_order
+from llmtier.serve.correction import Correction
 from llmtier.serve.ledger import CHARACTERS_PER_TOKEN, PromptSize
+from llmtier.serve.lengths import OutputLengths
 from llmtier.serve.needs import Needs
 from llmtier.serve.refusal import RequestRefusedError
 
@@ -24,20 +26,23 @@ AUTO_ALIASES = ("auto", "llmtier")
 """The model names that ask for routing; no tier may be called so."""
 
 _HOPELESS = frozenset({MissReason.UNHEALTHY, MissReason.CONTEXT})
-_ROUTABLE = frozenset({None, MissReason.SATURATED})
+_ROUTABLE = frozenset({None, *OVERLOADED})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class TierState:
-    """One tier at this moment.
+    """One tier at this moment; the gateway keeps one a tier and renews what changes.
 
     Attributes:
         name: The tier's name.
         profile: What was measured; ``None`` without a profile.
-        unusable: Why ``profile`` cannot be believed; ``None`` when it can.
+        unusable: Why ``profile`` cannot be believed, or why the engine takes no more; ``None`` when neither holds.
         is_healthy: Whether the engine answers.
         load: What the gateway has there now.
         tokens_per_character: Of the prompts that its engine has counted.
+        predictor: Of ``profile``; made when first asked, and best made once.
+        correction: Factors on the predictions, learned online; ``None`` leaves them as profiled.
+        lengths: Of the tier's recent answers; ``None`` takes the mean for the upper limit.
     """
 
     name: str
@@ -46,9 +51,12 @@ class TierState:
     is_healthy: bool = True
     load: LoadState = field(default_factory=LoadState)
     tokens_per_character: float = 1.0 / CHARACTERS_PER_TOKEN
+    predictor: Predictor | None = field(default=None, repr=False, compare=False)
+    correction: Correction | None = None
+    lengths: OutputLengths | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Question:
     """What is being routed.
 
@@ -69,17 +77,24 @@ class Question:
     rule: Rule | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Choice:
     """What was decided, and by which limits.
 
     Attributes:
         decision: The tier and every reason.
-        requirement: The request's limits with the policy's accuracy need in place.
+        limits: What the request asked for, defaults included.
+        need_accuracy: The accuracy that was needed: the policy's need, or the request's where that is higher.
     """
 
     decision: Decision
-    requirement: Requirement
+    limits: Requirement
+    need_accuracy: float | None = None
+
+    @property
+    def requirement(self) -> Requirement:
+        """The limits with the accuracy need in place."""
+        return replace(self.limits, accuracy=self.need_accuracy)
 
 
 def choose(
@@ -124,9 +139,9 @@ def _route(
             code="no_policy",
             param="model",
         )
-    requirement = question.needs.requirement
-    decision = decide(requirement, offers, fallback=Fallback.MOST_ACCURATE, barred=barred)
-    return Choice(decision=decision, requirement=requirement)
+    limits = question.needs.requirement
+    decision = decide(limits, offers, fallback=Fallback.MOST_ACCURATE, barred=barred)
+    return Choice(decision, limits, limits.accuracy)
 
 
 def find_next_tier(decision: Decision, *, tried: Collection[str]) -> str | None:
@@ -148,60 +163,59 @@ def find_next_tier(decision: Decision, *, tried: Collection[str]) -> str | None:
 
 def make_offer(question: Question, state: TierState) -> Offer:
     """Predict what one tier would do; P(correct) falls back to the tier's measured mean."""
-    profile = state.profile
+    profile, probabilities = state.profile, question.probabilities
     if profile is None:
         return Offer(
             tier=state.name,
-            accuracy=question.probabilities.get(state.name),
+            accuracy=probabilities.get(state.name),
             usd=None,
             n_in_flight=state.load.n_in_flight,
             is_healthy=state.is_healthy,
             unusable=state.unusable or MissReason.NO_PROFILE,
         )
-    return predict(
-        profile,
-        accuracy=_find_accuracy(question, state),
-        state=state.load,
-        input_tokens=None if question.size is None else question.size.estimate_tokens(state.tokens_per_character),
-        output_tokens=_cap_output(profile, question.max_tokens, recent=state.load.mean_output_tokens),
-        unusable=state.unusable,
-        is_healthy=state.is_healthy,
-    )
+    predictor = state.predictor
+    if predictor is None or predictor.profile is not profile:
+        predictor = state.predictor = Predictor(profile)
+    # Where a scorer ran, its silence on a tier is not the tier's mean.
+    accuracy = probabilities.get(state.name) if probabilities else predictor.mean_accuracy(question.needs.domain)
+    size, most, load = question.size, question.max_tokens, state.load
+    n_out = None if most is None or most >= predictor.expect_output(load) else float(most)
+    n_in = None if size is None else size.estimate_tokens(state.tokens_per_character)
+    long = None if state.lengths is None else state.lengths.find_long(most)
+    correction = state.correction
+    if correction is None:
+        return predictor.offer(load, accuracy, n_in, n_out, long, state.unusable, state.is_healthy)
+    ratios = (correction.ttft_ratio, correction.tpot_ratio)
+    return predictor.offer(load, accuracy, n_in, n_out, long, state.unusable, state.is_healthy, *ratios)
 
 
 def _choose_by_policy(
     question: Question, states: Mapping[str, TierState], policy: Policy, barred: Collection[str]
 ) -> Choice:
-    candidates = _ranked_by(policy, states)
-    requirement = question.needs.requirement
-    offers = [make_offer(question, state) for state in candidates]
+    limits = question.needs.requirement
+    offers = [make_offer(question, states[tier.name]) for tier in policy.tiers if tier.name in states]
+    need = limits.accuracy
     if policy.objective is Objective.CHEAPEST:
-        requirement, offers = _keep_to_gap(question, candidates, offers, policy=policy)
+        need = _keep_to_gap(question, offers, policy)
     decision = decide(
-        requirement,
+        limits,
         offers,
         fallback=policy.fallback,
         barred=barred,
         objective=policy.objective,
         weights=policy.weights,
+        need_accuracy=need,
     )
-    return Choice(decision=decision, requirement=requirement)
+    return Choice(decision, limits, need)
 
 
-def _keep_to_gap(
-    question: Question, candidates: Iterable[TierState], offers: list[Offer], *, policy: Policy
-) -> tuple[Requirement, list[Offer]]:
-    """Return the request's limits with the policy's accuracy need, and the offers as far as they are believed."""
-    gap = policy.gap_of(question.needs.domain)
-    need = accuracy_need(
-        _known_accuracies(question, candidates),
-        reference=policy.reference,
-        max_gap=gap or 0.0,
-        floor=question.needs.requirement.accuracy,
-    )
+def _keep_to_gap(question: Question, offers: list[Offer], policy: Policy) -> float | None:
+    """Return the policy's accuracy need; replace in ``offers`` what is not believed of them."""
+    gap, reference = policy.gap_of(question.needs.domain), policy.reference
+    known = {offer.tier: offer.accuracy for offer in offers if offer.accuracy is not None}
     if gap is None:  # nothing is certified there, so nothing is believed of the others
-        offers = [offer if offer.tier == policy.reference else replace(offer, accuracy=None) for offer in offers]
-    return replace(question.needs.requirement, accuracy=need), offers
+        offers[:] = [offer if offer.tier == reference else replace(offer, accuracy=None) for offer in offers]
+    return accuracy_need(known, reference=reference, max_gap=gap or 0.0, floor=question.needs.requirement.accuracy)
 
 
 def _ranked_by(policy: Policy, states: Mapping[str, TierState]) -> list[TierState]:
@@ -245,28 +259,8 @@ def _pin(
         message = f"model {tier!r} is not served here; served: {names}"
         raise RequestRefusedError(message, status=404, code="model_not_found", param="model")
     offers = [make_offer(question, state) for state in (states[tier], *(o for o in others if o.name != tier))]
-    requirement = question.needs.requirement
-    misses = tuple(miss for offer in offers for miss in find_misses(requirement, offer, barred))
-    return Choice(decision=replace(pin(tier, offers), misses=misses), requirement=requirement)
-
-
-def _known_accuracies(question: Question, states: Iterable[TierState]) -> dict[str, float]:
-    found = {state.name: _find_accuracy(question, state) for state in states}
-    return {name: accuracy for name, accuracy in found.items() if accuracy is not None}
-
-
-def _find_accuracy(question: Question, state: TierState) -> float | None:
-    if question.probabilities:  # a scorer ran: its silence on a tier is not the tier's mean
-        return question.probabilities.get(state.name)
-    estimate = None if state.profile is None else state.profile.accuracy_of(question.needs.domain)
-    return None if estimate is None else estimate.accuracy
-
-
-def _cap_output(profile: TierProfile, max_tokens: int | None, *, recent: float | None) -> float | None:
-    """Return ``max_tokens`` where it cuts below the length that is expected; ``None`` leaves that in force."""
-    if profile.latency is not None:
-        expected = profile.latency.mean_output_tokens if recent is None else recent
-    else:  # without a model the latencies are those of the lengths that were profiled
-        lengths = [point.mean_output_tokens for point in profile.points if point.mean_output_tokens is not None]
-        expected = min(lengths, default=0.0)
-    return float(max_tokens) if max_tokens is not None and max_tokens < expected else None
+    limits = question.needs.requirement
+    misses: list[Miss] = []
+    for offer in offers:
+        misses += find_misses(limits, offer, barred)
+    return Choice(Decision(tier, Reason.PINNED, tuple(offers), tuple(misses)), limits, limits.accuracy)

@@ -1,7 +1,7 @@
 """What the gateway has on one engine now, counted as it relays: the load that the latency model asks for.
 
-An event costs a few additions, whatever is in flight. The counts are exact for this gateway; what others
-send to the same engine is not seen. A request that failed or was cancelled leaves its arrival and nothing
+An event costs a few additions, whatever is in flight. The counts are exact for this process; those of the gateway's
+other processes and the load of strangers are added when a state is asked for. A request that failed or was cancelled leaves its arrival and nothing
 else. Windows and rates are those of ``profile.ledger_view``, which rebuilds this state for the fit: a model is
 asked with what it was judged on. Instants are of one monotonic clock and passed in. Sends nothing.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llmtier.core.latency_model import LoadState
 from llmtier.engine.wire import Usage
+from llmtier.serve.lengths import OutputLengths
 
 CHARACTERS_PER_TOKEN = 4.0
 """English under the common vocabularies; in force until engines have told their own counts."""
@@ -23,6 +24,10 @@ FEWEST = 8
 
 _PRIOR_TOKENS = 100.0  # weight of the start value of the ratio: about one short request
 _FORGET = 1.0 - 1.0 / WINDOW
+
+LoadCounts = tuple[float, ...]
+"""What one process has on an engine: requests decoding and prefilling, prompt tokens of the latter, tokens held by the
+former, arrivals per second (0 when unknown). Five floats, so that processes can share and sum them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +57,17 @@ class Flight:
         input_tokens: Estimated for text.
         kv_tokens: What it holds in the engine's cache; 0 until it decodes.
         is_seen: Whether a token of its answer has been seen.
+        max_tokens: Longest answer that was asked for; ``None`` when open.
     """
 
-    __slots__ = ("_ledger", "input_tokens", "is_seen", "kv_tokens", "sent_s", "size")
+    __slots__ = ("_ledger", "input_tokens", "is_seen", "kv_tokens", "max_tokens", "sent_s", "size")
 
-    def __init__(self, ledger: "TierLedger", size: PromptSize, *, sent_s: float, input_tokens: int) -> None:
+    def __init__(
+        self, ledger: "TierLedger", size: PromptSize, *, sent_s: float, input_tokens: int, max_tokens: int | None
+    ) -> None:
         self._ledger = ledger
         self.size = size
+        self.max_tokens = max_tokens
         self.sent_s = sent_s
         self.input_tokens = input_tokens
         self.kv_tokens = 0
@@ -75,7 +84,7 @@ class Flight:
 
     def learn(self, usage: Usage) -> None:
         """Take what the engine counted of the request, once it has been answered in full."""
-        self._ledger.learn(self.size, usage)
+        self._ledger.learn(self.size, usage, max_tokens=self.max_tokens)
 
 
 class TierLedger:
@@ -86,11 +95,12 @@ class TierLedger:
         n_seen: Those of ``n_decoding`` whose tokens are seen.
         newest_s: When the newest token of any request came; ``None`` before the first.
         tokens_per_character: Of recent prompts, the engine's template included.
+        lengths: Of recent answers.
     """
 
     __slots__ = (
         "_arrivals_s", "_input_tokens", "_n_characters", "_n_tokens", "_output_tokens", "_prefilling", "kv_tokens",
-        "n_decoding", "n_seen", "newest_s", "prefill_tokens", "tokens_per_character",
+        "lengths", "n_decoding", "n_seen", "newest_s", "prefill_tokens", "tokens_per_character",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -106,20 +116,22 @@ class TierLedger:
         self._arrivals_s: deque[float] = deque(maxlen=WINDOW)
         self._input_tokens = _RecentMean()
         self._output_tokens = _RecentMean()
+        self.lengths = OutputLengths()
 
     @property
     def n_in_flight(self) -> int:
         """Every request on the engine."""
         return self.n_decoding + len(self._prefilling)
 
-    def begin(self, size: PromptSize, *, now_s: float, is_stream: bool) -> Flight:
+    def begin(self, size: PromptSize, *, now_s: float, is_stream: bool, max_tokens: int | None = None) -> Flight:
         """Put one more request on the engine; ``end`` must follow.
 
         An answer that comes whole shows no first token. Such a request counts as decoding from the start,
         half of a mean answer in, because that is where most of its time goes.
         """
         self._arrivals_s.append(now_s)
-        flight = Flight(self, size, sent_s=now_s, input_tokens=size.estimate_tokens(self.tokens_per_character))
+        input_tokens = size.estimate_tokens(self.tokens_per_character)
+        flight = Flight(self, size, sent_s=now_s, input_tokens=input_tokens, max_tokens=max_tokens)
         self._input_tokens.add(flight.input_tokens)
         self._prefilling[flight] = None
         self.prefill_tokens += flight.input_tokens
@@ -143,7 +155,7 @@ class TierLedger:
         else:
             self._end_prefill(flight)
 
-    def learn(self, size: PromptSize, usage: Usage) -> None:
+    def learn(self, size: PromptSize, usage: Usage, *, max_tokens: int | None = None) -> None:
         """Take an engine's own counts of an answered request."""
         if usage.prompt_tokens and size.n_characters:  # token ids and bare images teach no ratio
             self._n_tokens = _FORGET * self._n_tokens + usage.prompt_tokens
@@ -151,6 +163,7 @@ class TierLedger:
             self.tokens_per_character = self._n_tokens / self._n_characters
         if usage.completion_tokens is not None:
             self._output_tokens.add(usage.completion_tokens)
+            self.lengths.add(usage.completion_tokens, max_tokens)
 
     def arrival_rps(self, now_s: float) -> float | None:
         """Return the recent rate of requests sent here; ``None`` until ``FEWEST`` have been.
@@ -162,22 +175,67 @@ class TierLedger:
         span_s = now_s - self._arrivals_s[0] if n >= FEWEST else 0.0
         return n / span_s if span_s > 0 else None
 
-    def state(self, now_s: float, *, co_tenants: tuple[tuple[str, float], ...] = ()) -> LoadState:
-        """Return what a request that arrives now finds; ``co_tenants`` is passed through."""
+    def counts(self, now_s: float) -> LoadCounts:
+        """Return what other processes need to know of this one; the rate is that of ``now_s``."""
+        n_prefilling = float(len(self._prefilling))
+        rate_rps = self.arrival_rps(now_s) or 0.0
+        return (float(self.n_decoding), n_prefilling, float(self.prefill_tokens), float(self.kv_tokens), rate_rps)
+
+    def state(
+        self,
+        now_s: float,
+        *,
+        co_tenants: tuple[tuple[str, float], ...] = (),
+        others: LoadCounts | None = None,
+        n_foreign: float = 0.0,
+    ) -> LoadState:
+        """Return what a request that arrives now finds.
+
+        Args:
+            now_s: Now.
+            co_tenants: Passed through.
+            others: Sums over the gateway's other processes; ``None`` when there are none.
+            n_foreign: Requests on the engine that are no process's of this gateway.
+        """
         begun_s = self._step_start()
-        n_late, late_tokens = self._count_late(begun_s)
+        n_prefilling = len(self._prefilling)
+        n_late, late_tokens = self._count_late(begun_s) if n_prefilling else (0, 0)
+        own = LoadState(
+            self.n_decoding,
+            n_prefilling,
+            self.prefill_tokens,
+            n_prefilling - n_late,
+            self.prefill_tokens - late_tokens,
+            self.kv_tokens,
+            self.arrival_rps(now_s),
+            self._input_tokens.value,
+            self._output_tokens.value,
+            None if begun_s is None else max(now_s - begun_s, 0.0),
+            co_tenants,
+        )
+        if others is not None:
+            own = self._add_others(own, others)
+        return _add_foreign(own, n_foreign) if n_foreign > 0 else own
+
+    def _add_others(self, own: LoadState, others: LoadCounts) -> LoadState:
+        """Return the load of all processes.
+
+        Where only others' tokens tell when the running step began, its age is unknown, and so is who joined it.
+        """
+        n_decoding, n_prefilling, prefill_tokens, kv_tokens, rate_rps = others
+        is_hidden = not self.n_seen and n_decoding + n_prefilling > 0
         return LoadState(
-            n_decoding=self.n_decoding,
-            n_prefilling=len(self._prefilling),
-            prefill_tokens=self.prefill_tokens,
-            n_joined=len(self._prefilling) - n_late,
-            joined_tokens=self.prefill_tokens - late_tokens,
-            kv_tokens=self.kv_tokens,
-            arrival_rps=self.arrival_rps(now_s),
-            mean_input_tokens=self._input_tokens.value,
-            mean_output_tokens=self._output_tokens.value,
-            step_age_s=None if begun_s is None else max(now_s - begun_s, 0.0),
-            co_tenants=co_tenants,
+            own.n_decoding + int(n_decoding),
+            own.n_prefilling + int(n_prefilling),
+            own.prefill_tokens + int(prefill_tokens),
+            0 if is_hidden else own.n_joined,
+            0 if is_hidden else own.joined_tokens,
+            own.kv_tokens + int(kv_tokens),
+            (own.arrival_rps or 0.0) + rate_rps or None,
+            own.mean_input_tokens,
+            own.mean_output_tokens,
+            None if is_hidden else own.step_age_s,
+            own.co_tenants,
         )
 
     def _step_start(self) -> float | None:
@@ -210,6 +268,30 @@ class TierLedger:
         self.n_decoding += 1
         flight.kv_tokens = flight.input_tokens + n_tokens
         self.kv_tokens += flight.kv_tokens
+
+
+def _add_foreign(load: LoadState, n_foreign: float) -> LoadState:
+    """Return ``load`` with requests of others that decode, each as long as the gateway's own of late.
+
+    Their rate is not seen. By Little's law it stands to the own rate as their number to the own number; with none of
+    its own in flight the gateway knows no rate, and the load is taken to last.
+    """
+    n_own, n = load.n_in_flight, round(n_foreign)
+    context = (load.mean_input_tokens or 0.0) + (load.mean_output_tokens or 0.0) / 2
+    rate_rps = load.arrival_rps
+    return LoadState(
+        load.n_decoding + n,
+        load.n_prefilling,
+        load.prefill_tokens,
+        load.n_joined,
+        load.joined_tokens,
+        load.kv_tokens + round(n * context),
+        rate_rps * (n_own + n) / n_own if rate_rps is not None and n_own else None,
+        load.mean_input_tokens,
+        load.mean_output_tokens,
+        load.step_age_s if n_own else None,
+        load.co_tenants,
+    )
 
 
 class _RecentMean:

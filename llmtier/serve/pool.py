@@ -1,22 +1,24 @@
 """The served tiers: where each runs, whether it answers, and the ledger of what is on it.
 
 Mutable, owned by one event loop, never shared between threads. The counts (``ledger.py``) are exact for this
-gateway, which is why routing needs no scrape of the engines. Sends nothing: ``health.py`` asks the engines.
+process; those of the gateway's other processes, and what the engines say of themselves, come from the board.
+Sends nothing: ``watch.py`` asks the engines.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from llmtier.core.decision import MissReason
 from llmtier.core.errors import PlanError
 from llmtier.core.profile import TierProfile
+from llmtier.route.predict import Predictor
+from llmtier.serve.board import Board, EngineSlot, board_of
 from llmtier.serve.choose import AUTO_ALIASES, TierState
+from llmtier.serve.correction import Correction
 from llmtier.serve.ledger import Flight, PromptSize, TierLedger
-
-TIMEOUTS_UNTIL_UNHEALTHY = 3
-"""A busy engine may miss one probe; three in a row is no load peak any more."""
+from llmtier.serve.scrape import EngineSigns, find_overload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +44,31 @@ class ServedTier:
     health_path: str = "/health"
 
 
-@dataclass(slots=True)
-class _Liveness:
-    n_timeouts: int = 0
-    is_healthy: bool = False
-    was_healthy: bool = False
+class _Live:
+    """What changes of one tier while it is served."""
+
+    def __init__(self, tier: ServedTier) -> None:
+        self.tier = tier
+        self.ledger = TierLedger()
+        self.correction = Correction()
+        self.state = TierState(
+            name=tier.name,
+            profile=tier.profile,
+            unusable=tier.unusable,
+            predictor=None if tier.profile is None else Predictor(tier.profile),
+            correction=self.correction,
+            lengths=self.ledger.lengths,
+        )
+        self._signs: EngineSigns | None = None
+        self._signs_s = 0.0
+
+    def read_signs(self, board: Board) -> EngineSigns | None:
+        """Return what the engine last said of itself; ``None`` before it has."""
+        read_s = board.engine(self.tier.name, EngineSlot.SIGNS_S)
+        if read_s != self._signs_s:
+            self._signs_s = read_s
+            self._signs = _read_signs(board, self.tier.name, read_s)
+        return self._signs
 
 
 class TierPool:
@@ -55,12 +77,21 @@ class TierPool:
     Args:
         tiers: What is served.
         clock: Monotonic seconds, the same as the gateway's.
+        board: What the processes of this gateway share; ``None`` when there is one process.
+        worker: Number of this process on the board.
 
     Raises:
         PlanError: A name is given twice or is an alias of routing, or there is no tier.
     """
 
-    def __init__(self, tiers: Iterable[ServedTier], *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        tiers: Iterable[ServedTier],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        board: Board | None = None,
+        worker: int = 0,
+    ) -> None:
         self._clock = clock
         self._tiers: dict[str, ServedTier] = {}
         for tier in tiers:
@@ -69,8 +100,10 @@ class TierPool:
             self._tiers[tier.name] = tier
         if not self._tiers:
             raise PlanError("a gateway needs at least one tier; add one under 'tiers' in the configuration")
-        self._liveness = {name: _Liveness() for name in self._tiers}
-        self._ledgers = {name: TierLedger() for name in self._tiers}
+        self._board = board_of(self._tiers) if board is None else board
+        self._worker = worker
+        self._live = {name: _Live(tier) for name, tier in self._tiers.items()}
+        self._states = {name: live.state for name, live in self._live.items()}
 
     @property
     def tiers(self) -> Mapping[str, ServedTier]:
@@ -78,62 +111,89 @@ class TierPool:
         return self._tiers
 
     @property
+    def board(self) -> Board:
+        """What the processes of this gateway share."""
+        return self._board
+
+    @property
     def is_ready(self) -> bool:
         """Every tier has answered once, and one answers now: a later loss of one tier is routed around."""
-        tiers = self._liveness.values()
-        return all(tier.was_healthy for tier in tiers) and any(tier.is_healthy for tier in tiers)
+        return all(self._board.engine(name, EngineSlot.WAS_ALIVE) for name in self._tiers) and any(
+            map(self.is_healthy, self._tiers)
+        )
 
-    def states(self) -> dict[str, TierState]:
-        """Return what routing sees of each tier now."""
+    def states(self) -> Mapping[str, TierState]:
+        """Return what routing sees of each tier now; it holds until the next call."""
         now_s = self._clock()
-        return {
-            name: TierState(
-                name=name,
-                profile=tier.profile,
-                unusable=tier.unusable,
-                is_healthy=self._liveness[name].is_healthy,
-                load=self._ledgers[name].state(now_s, co_tenants=self._co_tenants(tier)),
-                tokens_per_character=self._ledgers[name].tokens_per_character,
+        for name, live in self._live.items():
+            state, ledger = live.state, live.ledger
+            signs = live.read_signs(self._board)
+            n_foreign = 0.0 if signs is None or signs.n_foreign is None else signs.n_foreign
+            state.is_healthy = self._board.is_alive(name)
+            state.load = ledger.state(
+                now_s,
+                co_tenants=self._co_tenants(live.tier),
+                others=self._board.others(self._worker, name),
+                n_foreign=n_foreign,
             )
-            for name, tier in self._tiers.items()
-        }
+            state.tokens_per_character = ledger.tokens_per_character
+            state.unusable = live.tier.unusable
+            if signs is not None and state.unusable is None:
+                state.unusable = find_overload(signs, now_s=now_s, n_prefilling=state.load.n_prefilling)
+        return self._states
 
     def n_in_flight(self, name: str) -> int:
-        """Return how many requests the gateway has on the tier now."""
-        return self._ledgers[name].n_in_flight
+        """Return how many requests this process has on the tier now."""
+        return self._live[name].ledger.n_in_flight
 
     def is_healthy(self, name: str) -> bool:
         """Return whether the tier's engine answered last time."""
-        return self._liveness[name].is_healthy
+        return self._board.is_alive(name)
 
-    @contextmanager
-    def serving(self, name: str, size: PromptSize, *, is_stream: bool) -> Iterator[Flight]:
-        """Count one request on the tier for as long as the context lasts, and lend what it is counted by."""
-        ledger = self._ledgers[name]
-        flight = ledger.begin(size, now_s=self._clock(), is_stream=is_stream)
-        try:
-            yield flight
-        finally:
-            ledger.end(flight)
+    def begin(self, name: str, size: PromptSize, *, is_stream: bool, max_tokens: int | None = None) -> Flight:
+        """Count one request on the tier until ``end``, and lend what it is counted by."""
+        now_s = self._clock()
+        ledger = self._live[name].ledger
+        flight = ledger.begin(size, now_s=now_s, is_stream=is_stream, max_tokens=max_tokens)
+        self._board.set_counts(self._worker, name, ledger.counts(now_s))
+        return flight
 
-    def mark_alive(self, name: str) -> None:
-        """Record that the engine answered."""
-        liveness = self._liveness[name]
-        liveness.is_healthy = liveness.was_healthy = True
-        liveness.n_timeouts = 0
+    def end(self, name: str, flight: Flight) -> None:
+        """Take a request off the tier, however it went."""
+        ledger = self._live[name].ledger
+        ledger.end(flight)
+        self._board.set_counts(self._worker, name, ledger.counts(self._clock()))
 
-    def mark_dead(self, name: str) -> None:
-        """Record that nobody listens there, or that the engine says it is broken."""
-        self._liveness[name].is_healthy = False
+    def report_lost(self, name: str) -> None:
+        """Tell every process that the tier's engine cannot be reached; until it answers again."""
+        self._board.note_lost(self._worker, name, self._clock())
 
-    def mark_silent(self, name: str) -> None:
-        """Record that a probe was not answered in time; too many in a row mean dead."""
-        liveness = self._liveness[name]
-        liveness.n_timeouts += 1
-        if liveness.n_timeouts >= TIMEOUTS_UNTIL_UNHEALTHY:
-            liveness.is_healthy = False
+    def publish(self) -> None:
+        """Write every count on the board anew: rates fall while nobody comes."""
+        now_s = self._clock()
+        for name, live in self._live.items():
+            self._board.set_counts(self._worker, name, live.ledger.counts(now_s))
+
+    def correction(self, name: str) -> Correction:
+        """Return what the tier's predictions are corrected by."""
+        return self._live[name].correction
 
     def _co_tenants(self, tier: ServedTier) -> tuple[tuple[str, float], ...]:
         """Return, of the tiers that share the device and are served here, whether each is at work: 0 or 1."""
         names = () if tier.profile is None else tier.profile.co_tenants
-        return tuple((name, float(self._ledgers[name].n_in_flight > 0)) for name in names if name in self._ledgers)
+        return tuple((name, float(self._board.n_in_flight(name) > 0)) for name in names if name in self._live)
+
+
+def _read_signs(board: Board, tier: str, read_s: float) -> EngineSigns:
+    def known(slot: EngineSlot) -> float | None:
+        value = board.engine(tier, slot)
+        return None if math.isnan(value) else value
+
+    return EngineSigns(
+        n_waiting=known(EngineSlot.N_WAITING),
+        n_running=known(EngineSlot.N_RUNNING),
+        kv_usage=known(EngineSlot.KV_USAGE),
+        preemptions_per_s=known(EngineSlot.PREEMPTIONS_PER_S),
+        n_foreign=known(EngineSlot.N_FOREIGN),
+        read_s=read_s,
+    )

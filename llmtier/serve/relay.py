@@ -1,35 +1,28 @@
 """Send one request to one engine and carry its answer back, byte for byte.
 
-Before the first byte a failure is raised, so that the caller may try another tier; after it, the
-client is told inside the stream. Deadlines bound every wait; a slow reader slows the engine's
-connection instead of filling memory; a cancelled relay closes that connection at once, which is what
-makes an engine abort. Chooses nothing.
+Before the first byte a failure is raised, so that the caller may try another tier; after it, the client is told inside
+the stream. Deadlines bound every wait; a slow reader slows the engine's connection instead of filling memory; a
+cancelled relay closes that connection at once, which is what makes an engine abort. A piece of a stream goes from the
+engine's socket to the client's in one call, without a switch of tasks. Chooses nothing.
 """
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from io import BytesIO
-
-import aiohttp
 
 from llmtier.core.errors import EngineRequestError
 from llmtier.engine.wire import failure_text
-from llmtier.serve.asgi import JSON, Reply
-from llmtier.serve.pool import ServedTier
+from llmtier.serve.http_client import UpstreamAnswer, UpstreamBrokenError, UpstreamClient, UpstreamConnectError
+from llmtier.serve.http_server import Reply
 from llmtier.serve.refusal import error_event
 from llmtier.serve.sse_relay import SseRelay
 
-KEEPALIVE_S = 4.0
-"""Less than the 5 s after which vLLM closes an idle connection, so that none is reused while it dies."""
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""Of an answer that is not streamed; 128 choices of 32,768 tokens are less."""
 
-_LARGE_BODY_BYTES = 1 << 20
-"""From here on aiohttp wants a file: it writes that piece by piece and lets other requests in between."""
-
-_LAST_WORD_S = 1.0
-"""How long the error event may wait for a reader that has stopped reading."""
+_MAX_TOLD_BYTES = 64 * 1024
+_EVENTS = b"text/event-stream"
 
 
 class UpstreamFault(StrEnum):
@@ -62,162 +55,218 @@ class Deadlines:
     Attributes:
         connect_s: For a connection to an engine.
         first_byte_s: For the first byte of a stream, per engine.
+        stall_s: Between two pieces of a stream.
         total_s: For the whole request, fail-over included.
     """
 
     connect_s: float = 5.0
     first_byte_s: float = 60.0
+    stall_s: float = 30.0
     total_s: float = 120.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamRequest:
-    """What is sent, whichever tier it goes to.
+@dataclass(slots=True, kw_only=True)
+class Errand:
+    """What is sent to one engine.
 
     Attributes:
+        tier: For messages.
+        client: Connections to the engine.
         path: The endpoint.
-        request_id: Sent along, so that the engine's log can be matched.
+        headers: Lines that go along, each with its end.
+        body: As the engine is to read it.
         is_stream: Whether SSE is expected.
-        ends_s: Loop time at which the whole request is over.
+        ends_s: Instant at which the whole request is over; likewise ``first_s``, at which its first byte is late.
+        stall_s: Longest wait between two pieces of a stream.
     """
 
+    tier: str
+    client: UpstreamClient
     path: str
-    request_id: str
+    headers: bytes
+    body: bytes
     is_stream: bool
     ends_s: float
+    first_s: float
+    stall_s: float
 
 
-class Upstream:
-    """An answer that has begun.
-
-    Attributes:
-        status: HTTP status.
-        content_type: As the engine sent it; likewise ``retry_after``, empty when it sent none.
-        is_events: Whether the rest must be read with ``read``.
-        first: The first piece of an event stream, else the whole body.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse, *, is_events: bool, first: bytes) -> None:
-        self._response = response
-        self.status = response.status
-        self.content_type = _raw_header(response, "Content-Type") or JSON
-        self.retry_after = _raw_header(response, "Retry-After")
-        self.is_events = is_events
-        self.first = first
-
-    async def read(self) -> bytes:
-        """Return what has arrived since; empty at the end."""
-        return await self._response.content.readany()
-
-    def close(self) -> None:
-        """Close the connection unless the whole answer has been read."""
-        self._response.close()
-
-
-def open_session(deadlines: Deadlines) -> aiohttp.ClientSession:
-    """Return the client session of one gateway; must be called inside the event loop."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=deadlines.connect_s),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        headers={"User-Agent": "llmtier", "Accept-Encoding": "identity"},
-    )
-
-
-async def open_upstream(
-    session: aiohttp.ClientSession, tier: ServedTier, request: UpstreamRequest, body: bytes, deadlines: Deadlines
-) -> Upstream:
-    """Send ``body`` to the tier's engine and wait for the first byte of its answer.
+async def open_answer(errand: Errand, *, clock: Callable[[], float]) -> UpstreamAnswer:
+    """Send the request and wait for the head of the answer.
 
     Raises:
-        UpstreamError: No connection, no byte in time, a redirect or 5xx, or an empty answer.
+        UpstreamError: No connection, no head in time, a redirect or 5xx.
     """
-    ends_s = request.ends_s
-    if request.is_stream:
-        ends_s = min(ends_s, asyncio.get_running_loop().time() + deadlines.first_byte_s)
+    ends_s = min(errand.ends_s, errand.first_s) if errand.is_stream else errand.ends_s
+    answer: UpstreamAnswer | None = None
     try:
-        async with asyncio.timeout_at(ends_s):
-            return await _exchange(session, tier, request, body)
+        async with asyncio.timeout(max(ends_s - clock(), 0.0)):
+            answer = await errand.client.send(errand.path, errand.body, headers=errand.headers)
+            if answer.status < 300 or 400 <= answer.status < 500:
+                return answer
+            told = failure_text(await answer.read_whole(limit_bytes=_MAX_TOLD_BYTES))
     except TimeoutError as exc:
-        fault = UpstreamFault.TIMEOUT
-        raise UpstreamError(f"tier {tier.name}: no answer within its deadline", fault=fault) from exc
-    except aiohttp.ClientConnectorError as exc:
-        raise UpstreamError(f"tier {tier.name}: no connection to its engine", fault=UpstreamFault.CONNECT) from exc
-    except (aiohttp.ClientError, OSError) as exc:
-        message = f"tier {tier.name}: its engine dropped the connection"
-        raise UpstreamError(message, fault=UpstreamFault.BROKEN) from exc
+        raise _late(errand) from exc
+    except (UpstreamConnectError, UpstreamBrokenError) as exc:
+        raise _translate(errand, exc) from exc
+    finally:
+        if answer is not None and answer.status >= 300 and not 400 <= answer.status < 500:
+            answer.close()
+    message = f"tier {errand.tier}: its engine answered {answer.status}: {told}"
+    raise UpstreamError(message, fault=UpstreamFault.STATUS, status=answer.status)
 
 
-async def relay_whole(upstream: Upstream, reply: Reply) -> None:
-    """Send a complete answer to the client."""
-    retry = [(b"retry-after", upstream.retry_after)] if upstream.retry_after else []
-    await reply.send_whole(upstream.status, upstream.first, content_type=upstream.content_type, headers=retry)
+async def read_whole(errand: Errand, answer: UpstreamAnswer, *, clock: Callable[[], float]) -> bytes:
+    """Return the body of an answer that is not a stream.
 
-
-async def relay_events(
-    upstream: Upstream, reply: Reply, events: SseRelay, *, ends_s: float, on_piece: Callable[[], None]
-) -> str | None:
-    """Send an event stream to the client; return why it broke, ``None`` when it is complete.
-
-    A broken stream ends with an error event and without ``[DONE]``, so that client libraries raise.
+    Raises:
+        UpstreamError: It was cut, too long, empty or late.
     """
-    await reply.start(upstream.status, content_type=upstream.content_type, headers=[(b"cache-control", b"no-cache")])
-    broken = await _pump(upstream, reply, events, ends_s=ends_s, on_piece=on_piece)
-    if broken is None:
-        await reply.send(events.finish(), is_last=True)
+    try:
+        async with asyncio.timeout(max(errand.ends_s - clock(), 0.0)):
+            body = await answer.read_whole(limit_bytes=MAX_ANSWER_BYTES)
+    except TimeoutError as exc:
+        raise _late(errand) from exc
+    except UpstreamBrokenError as exc:
+        raise _translate(errand, exc) from exc
+    finally:
+        answer.close()
+    if answer.status < 300 and not body:
+        raise _empty(errand)
+    return body
+
+
+def is_events(answer: UpstreamAnswer) -> bool:
+    """Tell whether the answer is an event stream."""
+    return answer.content_type[: len(_EVENTS)].lower() == _EVENTS
+
+
+class StreamRelay:
+    """Carries one event stream to the client.
+
+    Args:
+        errand: What was sent.
+        answer: The engine's answer, whose head has come.
+        reply: The client's, not yet started.
+        events: The state of the stream's bytes.
+        on_piece: Called with the instant of each piece, after ``events`` has taken it.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        errand: Errand,
+        answer: UpstreamAnswer,
+        reply: Reply,
+        events: SseRelay,
+        *,
+        on_piece: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._errand = errand
+        self._answer = answer
+        self._reply = reply
+        self._events = events
+        self._on_piece = on_piece
+        self._clock = clock
+        self._stall_s = errand.stall_s
+        self._newest_s: float | None = None
+        self._why_late: str | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._done: asyncio.Future[None] | None = None
+
+    async def run(self) -> str | None:
+        """Relay to the end; return why the stream broke after its first byte, ``None`` when it is complete.
+
+        A broken stream ends with an error event and without ``[DONE]``, so that client libraries raise.
+
+        Raises:
+            UpstreamError: It broke before anything was sent to the client.
+        """
+        reply, answer = self._reply, self._answer
+        reply.on_unwritable, reply.on_writable = answer.pause, answer.resume
+        try:
+            self._done = answer.pipe(self._take)
+            self._arm(min(self._errand.first_s, self._errand.ends_s))
+            await self._done
+        except UpstreamBrokenError:
+            return self._end_broken(self._why_late or "the engine dropped the connection before the end of its answer")
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            reply.on_unwritable = reply.on_writable = None
+            answer.close()
+        return self._end()
+
+    def _take(self, piece: bytes) -> None:
+        whole = self._events.feed(piece)
+        self._newest_s = now_s = self._clock()
+        self._on_piece(now_s)
+        if whole:
+            reply = self._reply
+            if reply.status is None:
+                self._start()
+            reply.write(whole)
+
+    def _start(self) -> None:
+        answer = self._answer
+        self._reply.start(answer.status, content_type=answer.content_type, headers=_STREAM_HEADERS)
+
+    def _end(self) -> str | None:
+        reply, events = self._reply, self._events
+        rest = events.finish()
+        if reply.status is None:
+            if not rest:
+                raise _empty(self._errand)
+            self._start()
+        if not events.is_done:
+            return self._end_broken("the engine ended its answer early")
+        reply.finish(rest)
         return "the engine sent an error event" if events.has_error else None
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_LAST_WORD_S):
-            await reply.send(error_event(broken, code="upstream_interrupted"), is_last=True)
-    return broken
+
+    def _end_broken(self, why: str) -> str:
+        """Tell the client inside the stream; an event of which only a part came is left out."""
+        if self._reply.status is None:
+            fault = UpstreamFault.BROKEN if self._why_late is None else UpstreamFault.TIMEOUT
+            raise UpstreamError(f"tier {self._errand.tier}: {why}", fault=fault)
+        self._reply.finish(error_event(why, code="upstream_interrupted"))
+        return why
+
+    def _arm(self, at_s: float) -> None:
+        self._timer = self._loop.call_later(max(at_s - self._clock(), 0.0), self._check)
+
+    def _check(self) -> None:
+        """Give up on a stream that is late, else look again when it could be."""
+        now_s = self._clock()
+        if self._newest_s is None:
+            limit_s, why = self._errand.first_s, "no answer within its deadline"
+        elif self._reply.is_writable:
+            limit_s, why = self._newest_s + self._stall_s, f"the engine sent nothing for {self._stall_s:g} s"
+        else:  # a slow reader holds the engine back
+            limit_s, why = now_s + self._stall_s, ""
+        if self._errand.ends_s <= limit_s:
+            limit_s, why = self._errand.ends_s, "the answer took longer than the gateway allows"
+        if now_s < limit_s:
+            self._arm(limit_s)
+        elif self._done is not None and not self._done.done():
+            self._why_late = why
+            self._done.set_exception(UpstreamBrokenError(had_bytes=self._newest_s is not None))
 
 
-async def _exchange(
-    session: aiohttp.ClientSession, tier: ServedTier, request: UpstreamRequest, body: bytes
-) -> Upstream:
-    headers = {"Content-Type": "application/json", "X-Request-Id": request.request_id}
-    if tier.api_key is not None:
-        headers["Authorization"] = f"Bearer {tier.api_key}"
-    data = body if len(body) < _LARGE_BODY_BYTES else BytesIO(body)
-    response = await session.post(tier.base_url + request.path, data=data, headers=headers, allow_redirects=False)
-    try:
-        return await _begin(response, tier, request)
-    except BaseException:  # closes on cancellation too, which is what aborts the engine's work
-        response.close()
-        raise
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
-async def _begin(response: aiohttp.ClientResponse, tier: ServedTier, request: UpstreamRequest) -> Upstream:
-    if response.status >= 500 or 300 <= response.status < 400:
-        told = failure_text(await response.read())
-        message = f"tier {tier.name}: its engine answered {response.status}: {told}"
-        raise UpstreamError(message, fault=UpstreamFault.STATUS, status=response.status)
-    is_events = request.is_stream and response.content_type == "text/event-stream"
-    first = await (response.content.readany() if is_events else response.read())
-    if response.status < 300 and not first:
-        raise UpstreamError(f"tier {tier.name}: its engine sent an empty answer", fault=UpstreamFault.BROKEN)
-    return Upstream(response, is_events=is_events, first=first)
+def _late(errand: Errand) -> UpstreamError:
+    return UpstreamError(f"tier {errand.tier}: no answer within its deadline", fault=UpstreamFault.TIMEOUT)
 
 
-def _raw_header(response: aiohttp.ClientResponse, name: str) -> bytes:
-    return response.headers.get(name, "").encode("utf-8", "surrogateescape")  # as aiohttp decoded it
+def _empty(errand: Errand) -> UpstreamError:
+    return UpstreamError(f"tier {errand.tier}: its engine sent an empty answer", fault=UpstreamFault.BROKEN)
 
 
-async def _pump(
-    upstream: Upstream, reply: Reply, events: SseRelay, *, ends_s: float, on_piece: Callable[[], None]
-) -> str | None:
-    try:
-        async with asyncio.timeout_at(ends_s):
-            piece = upstream.first
-            while piece:
-                whole = events.feed(piece)
-                on_piece()
-                if whole:
-                    await reply.send(whole)
-                piece = await upstream.read()
-    except TimeoutError:
-        return "the answer took longer than the gateway allows"
-    except (aiohttp.ClientError, OSError):
-        return "the engine dropped the connection before the end of its answer"
-    return None if events.is_done else "the engine ended its answer early"
+def _translate(errand: Errand, failure: UpstreamConnectError | UpstreamBrokenError) -> UpstreamError:
+    if isinstance(failure, UpstreamConnectError):
+        return UpstreamError(f"tier {errand.tier}: no connection to its engine", fault=UpstreamFault.CONNECT)
+    message = f"tier {errand.tier}: its engine dropped the connection"
+    return UpstreamError(message, fault=UpstreamFault.BROKEN)

@@ -1,4 +1,4 @@
-"""Run a gateway under uvicorn until a signal: the port, the server, the graceful end.
+"""Run a gateway until a signal: the port, the server, the graceful end.
 
 Reads nothing from disk. Signals only ask the server to stop, so that the caller's own clean-up
 (engines, files) still runs; a second signal cuts open requests.
@@ -6,51 +6,27 @@ Reads nothing from disk. Signals only ask the server to stop, so that the caller
 
 import asyncio
 import errno
+import logging
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import uvicorn
-from typing_extensions import override
-
 from llmtier.core.errors import MachineError, PortInUseError
 from llmtier.serve.app import build_gateway
+from llmtier.serve.http_server import HttpServer
 from llmtier.serve.state import AppState
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted; the kernel's own limit is often 4,096."""
 
 GRACE_S = 30.0
 """How long open requests may go on after the first signal."""
 
-KEEPALIVE_S = 75
-"""Longer than client pools keep idle connections, so that none is reused while it closes; nginx's default."""
-
 T = TypeVar("T")
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves signals to ``serve_forever``: uvicorn would raise them again and end the process."""
-
-    def __init__(self, config: uvicorn.Config, *, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    @override
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_started()
-
-    @override
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def ask_to_stop(self) -> None:
-        """Stop gracefully; at once when asked again."""
-        if self.should_exit:
-            self.force_exit = True
-        self.should_exit = True
 
 
 def check_port(host: str, port: int) -> None:
@@ -63,27 +39,59 @@ def check_port(host: str, port: int) -> None:
     open_port(host, port).close()
 
 
-def open_port(host: str, port: int) -> socket.socket:
-    """Return a socket bound to ``host:port``; port 0 takes a free one.
+def open_port(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
+    """Return a socket that listens on ``host:port``; port 0 takes a free one.
+
+    Args:
+        host: Address.
+        port: Port.
+        is_shared: Whether other processes of this gateway listen there as well.
 
     Raises:
         PortInUseError: Another process listens there.
         MachineError: The host is not this machine's, or the port is not permitted.
     """
+    bound = _bind(host, port, is_shared=is_shared)
+    with _translating(bound, host, port):
+        bound.listen(BACKLOG)  # on Linux two sockets may share a bound port until one of them listens
+    return bound
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """Return a socket that keeps ``host:port`` for the workers of this gateway; it takes no connection itself.
+
+    Raises:
+        PortInUseError: Another process listens there, another gateway of the same user included.
+        MachineError: The host is not this machine's, or the port is not permitted.
+    """
+    with open_port(host, port) as alone:
+        number = alone.getsockname()[1]
+    return _bind(host, number, is_shared=True)
+
+
+def _bind(host: str, port: int, *, is_shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only on sockets that name TCP; without it each first token waits 40 ms for an ACK.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
+    with _translating(bound, host, port):
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((host, port))
-        bound.listen()  # on Linux two sockets may share a bound port until one of them listens
+    return bound
+
+
+@contextmanager
+def _translating(bound: socket.socket, host: str, port: int) -> Iterator[None]:
+    """Close the socket and say what is wrong when the system refuses it an address."""
+    try:
+        yield
     except OSError as exc:
         bound.close()
         if exc.errno == errno.EADDRINUSE:
             message = f"{host}:{port} is in use by another process; stop it or choose another with --port"
             raise PortInUseError(message) from exc
         raise MachineError(f"{host}:{port}: cannot listen there: {exc.strerror}") from exc
-    return bound
 
 
 async def serve_forever(
@@ -91,6 +99,7 @@ async def serve_forever(
     *,
     host: str,
     port: int,
+    admin_port: int | None = None,
     grace_s: float = GRACE_S,
     on_ready: Callable[[str], None] | None = None,
     stop: asyncio.Event | None = None,
@@ -101,61 +110,118 @@ async def serve_forever(
         state: What the gateway is made of.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
+        admin_port: Port of the pages alone, on the same address; ``None`` opens none.
         grace_s: Longest wait for open requests at the end.
         on_ready: Told the gateway's URL once it listens.
-        stop: Ends the server from inside the process.
+        stop: Ends the server from inside the process; cleared by nobody.
 
     Raises:
         PortInUseError: Another process listens there.
-        MachineError: Listening or starting failed.
+        MachineError: The host is not this machine's, or the port is not permitted.
     """
     bound = open_port(host, port)
-    url = _url_of(bound)
+    ending = Ending(stop)
     try:
-        server = _Server(_make_config(state, grace_s), on_started=lambda: on_ready(url) if on_ready else None)
-        with _signals_to(server):
-            async with asyncio.TaskGroup() as group:
-                stopper = group.create_task(_stop_on(stop or asyncio.Event(), server))
-                await server.serve(sockets=[bound])
-                stopper.cancel()
-    finally:
+        admin = None if admin_port is None else open_port(host, admin_port)
+    except MachineError:
         bound.close()
-    if not server.started:
-        raise MachineError(f"the gateway could not start on {url}; its log has the reason")
+        raise
+    with signals_to(ending):
+        await serve_on(bound, state, ending=ending, grace_s=lambda: grace_s, admin=admin, on_ready=on_ready)
+
+
+async def serve_on(
+    bound: socket.socket,
+    state: AppState,
+    *,
+    ending: "Ending",
+    grace_s: Callable[[], float],
+    admin: socket.socket | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve on a listening socket, which it closes, until ``ending`` is asked for.
+
+    Args:
+        bound: The socket.
+        state: What the gateway is made of.
+        ending: When to end.
+        grace_s: Asked at the end for the longest wait for open requests.
+        admin: A socket for the pages alone.
+        on_ready: Told the gateway's URL once it accepts.
+    """
+    gateway = build_gateway(state)
+    server = HttpServer(gateway, limits=state.limits.server, clock=state.clock)
+    pages = HttpServer(gateway.serve_page, limits=state.limits.server)
+    try:
+        async with gateway.running():
+            await server.start(bound)
+            if admin is not None:
+                await pages.start(admin)
+            if on_ready is not None:
+                on_ready(url_of(bound))
+            await ending.asked.wait()
+            gateway.leave()
+            await _end(server, ending, grace_s())
+    finally:
+        server.close()
+        pages.close()
+        bound.close()
+
+
+class Ending:
+    """The wish that a server ends.
+
+    Args:
+        asked: Set when it is to end; ``None`` makes an event of its own.
+
+    Attributes:
+        asked: Set when it is to end, and open requests may finish.
+        forced: Set when open requests are to be cut.
+    """
+
+    def __init__(self, asked: asyncio.Event | None = None) -> None:
+        self.asked = asyncio.Event() if asked is None else asked
+        self.forced = asyncio.Event()
+
+    def ask(self) -> None:
+        """End gracefully; at once when asked again."""
+        if self.asked.is_set():
+            self.forced.set()
+        self.asked.set()
 
 
 def run_in_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run ``main`` to its end on uvloop where it is installed, else on asyncio's own loop."""
     try:
         import uvloop
-    except ImportError:  # uvicorn[standard] leaves it out on Windows and PyPy
+    except ImportError:  # not on Windows
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 
 
-def _make_config(state: AppState, grace_s: float) -> uvicorn.Config:
-    return uvicorn.Config(
-        build_gateway(state),
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEPALIVE_S,
-        timeout_graceful_shutdown=max(1, round(grace_s)),
-    )
+async def _end(server: HttpServer, ending: Ending, grace_s: float) -> None:
+    """Stop accepting, let open requests finish for ``grace_s`` or until that is cut short, then cancel them."""
+    server.stop_accepting()
+    async with asyncio.TaskGroup() as group:
+        draining = group.create_task(server.drain(grace_s))
+        forced = group.create_task(ending.forced.wait())
+        await asyncio.wait((draining, forced), return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        forced.cancel()
+    n_cut = await server.drain(0.0)
+    if n_cut:
+        logger.warning("requests were cut at the end", extra={"n_requests": n_cut})
 
 
 @contextmanager
-def _signals_to(server: _Server) -> Iterator[None]:
+def signals_to(ending: Ending) -> Iterator[None]:
+    """Let SIGINT and SIGTERM ask for the end while the context lasts."""
     loop = asyncio.get_running_loop()
     taken: list[signal.Signals] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            loop.add_signal_handler(number, server.ask_to_stop)
+            loop.add_signal_handler(number, ending.ask)
         except (ValueError, RuntimeError, NotImplementedError):  # not the main thread, or Windows
             continue
         taken.append(number)
@@ -166,11 +232,7 @@ def _signals_to(server: _Server) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def _stop_on(stop: asyncio.Event, server: _Server) -> None:
-    await stop.wait()
-    server.ask_to_stop()
-
-
-def _url_of(bound: socket.socket) -> str:
+def url_of(bound: socket.socket) -> str:
+    """Return the address of a bound socket as a URL."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

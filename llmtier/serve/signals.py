@@ -10,7 +10,6 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-import aiohttp
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +22,14 @@ from llmtier.score.cache import ScoreCache
 from llmtier.score.self_assess import MAX_RATING_TOKENS, build_rating_messages, needs_rating, parse_rating
 from llmtier.score.signals import Signal, Signals
 from llmtier.score.text import scored_text
+from llmtier.serve.http_client import UpstreamBrokenError, UpstreamClient, UpstreamConnectError
 from llmtier.serve.pool import ServedTier
+from llmtier.serve.watch import authorization
 
 Embed = Callable[[str], NDArray[np.float32] | None]
 Ask = Callable[[tuple[Message, ...]], Awaitable[str]]
+
+_MAX_RATING_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +123,7 @@ class SignalReader:
         try:
             async with asyncio.timeout(self._plan.rating_timeout_s):
                 rating = parse_rating(await ask(build_rating_messages(scored_text(prompt))))
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
+        except (UpstreamConnectError, UpstreamBrokenError, TimeoutError, msgspec.DecodeError):
             rating = None
         if rating is None:
             self._on_failure(Signal.RATING)
@@ -139,8 +142,12 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice]
 
 
-def make_asker(session: aiohttp.ClientSession, tier: ServedTier) -> Ask:
-    """Return what asks a tier for a rating: two tokens at temperature 0."""
+def make_asker(client: UpstreamClient, tier: ServedTier) -> Ask:
+    """Return what asks a tier for a rating: two tokens at temperature 0.
+
+    It raises what ``client`` raises, and likewise when the tier refuses.
+    """
+    headers = authorization(tier)
 
     async def ask(messages: tuple[Message, ...]) -> str:
         body = msgspec.json.encode(
@@ -151,12 +158,14 @@ def make_asker(session: aiohttp.ClientSession, tier: ServedTier) -> Ask:
                 "temperature": 0,
             }
         )
-        headers = {"Content-Type": "application/json"}
-        if tier.api_key is not None:
-            headers["Authorization"] = f"Bearer {tier.api_key}"
-        url = f"{tier.base_url}/v1/chat/completions"
-        async with session.post(url, data=body, headers=headers, raise_for_status=True) as response:
-            found = msgspec.json.decode(await response.read(), type=_Completion)
+        answer = await client.send("/v1/chat/completions", body, headers=headers)
+        try:
+            document = await answer.read_whole(limit_bytes=_MAX_RATING_BYTES)
+        finally:
+            answer.close()
+        if answer.status >= 300:
+            raise UpstreamBrokenError(had_bytes=True)
+        found = msgspec.json.decode(document, type=_Completion)
         return (found.choices[0].message.content or "") if found.choices else ""
 
     return ask

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -10,27 +10,27 @@ from llmtier.core.policy import Policy
 from llmtier.core.requirement import Requirement
 from llmtier.route.rules import RuleBook
 from llmtier.score.cache import CAPACITY, PromptScorer
+from llmtier.serve.caps import Caps
+from llmtier.serve.http_server import ServerLimits
+from llmtier.serve.keys import KeyRing
 from llmtier.serve.log import TrafficLog
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.pool import TierPool
 from llmtier.serve.relay import Deadlines
 from llmtier.serve.signals import SignalPlan
+from llmtier.serve.watch import WatchPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The bounds of what a client may send, how often engines are asked for their health, and what is kept.
+    """The bounds of what a client may send, and of what is kept.
 
     Attributes:
-        body_bytes: Longest request body.
-        body_s: Longest wait for it.
-        health_interval_s: Time between two health probes of a tier.
+        server: Of heads, bodies and connections.
         cached_scores: Prompts whose scores are remembered; 0 remembers none.
     """
 
-    body_bytes: int = 10_000_000
-    body_s: float = 30.0
-    health_interval_s: float = 2.0
+    server: ServerLimits = field(default_factory=ServerLimits)
     cached_scores: int = CAPACITY
 
 
@@ -52,28 +52,42 @@ class AppState:
         pool: The served tiers.
         metrics: Where requests are counted.
         policy: What ``auto`` obeys; ``None`` routes by profiles or to ``default_tier``.
+        policy_digest: sha256 of the policy's file; ``None`` where it came from none.
         scorer: The policy's scorer; ``None`` without a policy.
         signals: How the signals are got that the scorer reads.
         rules: The user's own, which come before the scorer; ``None`` when there are none.
         default_tier: Where ``auto`` goes without a policy.
         defaults: Limits of a request that states none.
+        classes: SLO classes by name.
+        keys: Who may ask; ``None`` asks nobody for a key.
+        caps: What a body may hold.
+        sticky_s: How long a conversation stays on its tier; 0 chooses anew each turn.
         traffic: The traffic log, not yet started; ``None`` when none is kept.
         log_text: Whether the traffic log holds prompts.
+        watch: How often this process asks the engines how they are; ``None`` leaves that to another process.
+        page: Gets the metrics page of the whole gateway; ``None`` where this process is all of it.
         clock: Monotonic seconds, the pool's own; likewise ``now`` for stamps and ``new_id`` for request ids.
     """
 
     pool: TierPool
     metrics: Metrics
     policy: Policy | None = None
+    policy_digest: str | None = None
     scorer: PromptScorer | None = None
     signals: SignalPlan = field(default_factory=SignalPlan)
     rules: RuleBook | None = None
     default_tier: str | None = None
     defaults: Requirement = field(default_factory=Requirement)
+    classes: Mapping[str, Requirement] = field(default_factory=dict)
+    keys: KeyRing | None = None
+    caps: Caps = field(default_factory=Caps)
+    sticky_s: float = 0.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
     traffic: TrafficLog | None = None
     log_text: bool = False
+    watch: WatchPlan | None = field(default_factory=WatchPlan)
+    page: Callable[[], Awaitable[bytes]] | None = None
     clock: Callable[[], float] = time.perf_counter
     now: Callable[[], datetime] = utc_now
     new_id: Callable[[], str] = new_request_id

@@ -82,7 +82,7 @@ def faulty_rules(config: Config, root: Node) -> Iterator[Problem]:
 def _to_problem(details: ErrorDetails, root: Node) -> Problem:
     location = details["loc"]
     if details["type"] == "invalid_key" or location[-1:] == ("[key]",):
-        return _key_no_text(tuple(step for step in location if step != "[key]"), root)
+        return _faulty_key(details, tuple(step for step in location if step != "[key]"), root)
     node, is_found = find_node(root, location)
     match details["type"]:
         case "extra_forbidden":
@@ -104,10 +104,13 @@ def _unknown_key(location: tuple[int | str, ...], root: Node) -> Problem:
     return Problem(line=line_of(node), message=f"unknown key {str(key)!r}{_within(tuple(parent))}; {advice}")
 
 
-def _key_no_text(location: tuple[int | str, ...], root: Node) -> Problem:
+def _faulty_key(details: ErrorDetails, location: tuple[int | str, ...], root: Node) -> Problem:
     *parent, key = location
     node = find_key(find_node(root, tuple(parent))[0], str(key))
-    return Problem(line=line_of(node), message=f"key {key}{_within(tuple(parent))} is no text; put it in quotes")
+    what = f"key {key}{_within(tuple(parent))}"
+    if details["type"] == "string_pattern_mismatch":
+        return Problem(line=line_of(node), message=f"{what} must match {details['ctx']['pattern']}")
+    return Problem(line=line_of(node), message=f"{what} is no text; put it in quotes")
 
 
 def valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -121,6 +124,8 @@ def valid_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
 def _step_into(annotation: Any, step: int | str) -> Any:  # noqa: ANN401 - annotations have no common type
     if isinstance(step, int):
         return _unwrap(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return _unwrap(get_args(annotation)[1])
     return _unwrap(annotation.model_fields[step].annotation) if _is_model(annotation) else None
 
 

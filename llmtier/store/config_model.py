@@ -4,7 +4,6 @@ Pydantic models, frozen, unknown keys refused. ``config`` reads the file and say
 lies; nothing here touches the disk except to tell a model's folder from a hub id.
 """
 
-import os
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -12,9 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     ValidationInfo,
@@ -27,33 +24,14 @@ from llmtier.core.errors import UsageError
 from llmtier.core.requirement import Requirement
 from llmtier.core.rule import Condition, Rule
 from llmtier.core.tier import Scheme, default_tier_name
+from llmtier.store.config_base import ConfigModel, ConfigPath, expand_home, find_folder, resolve_path
+from llmtier.store.config_gateway import ClassName, GatewayConfig, SloClassConfig, SloConfig
 from llmtier.store.names import check_tier_name
 from llmtier.store.patterns import compile_pattern
 
 
-def _folder(info: ValidationInfo) -> Path:
-    """Return the folder that relative paths start from: the config's own."""
-    context: dict[str, Path] = info.context or {}
-    return context.get("folder", Path())
-
-
-def _resolve(path: Path, info: ValidationInfo) -> Path:
-    return Path(os.path.normpath((_folder(info) / _expand_home(path)).absolute()))  # the same file, shorter to read
-
-
-def _expand_home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError as exc:
-        raise ValueError(f"the home folder of {path} is unknown; write an absolute path") from exc
-
-
 def _parse_device(value: object) -> object:
     return value if isinstance(value, Device) else parse_device(str(value))
-
-
-ConfigPath = Annotated[Path, AfterValidator(_resolve)]
-"""A path, made absolute from the config's folder."""
 
 
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
@@ -69,10 +47,6 @@ def _check_header(name: str) -> None:
         raise ValueError(f"{name!r} states a need, which the gateway reads itself; match a label with 'domain'")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 class EngineKind(StrEnum):
     """What serves a tier: an engine that llmtier starts, a URL, or the scripted mock."""
 
@@ -81,7 +55,7 @@ class EngineKind(StrEnum):
     MOCK = "mock"
 
 
-class EngineConfig(_Model):
+class EngineConfig(ConfigModel):
     """The ``engine`` of a tier.
 
     Attributes:
@@ -128,13 +102,13 @@ class EngineConfig(_Model):
         return self
 
 
-class PriceConfig(_Model):
+class PriceConfig(ConfigModel):
     """The ``price`` of a tier's device; tiers that are profiled together on one device split it by busy time."""
 
     usd_per_hour: float = Field(ge=0)
 
 
-class TierConfig(_Model):
+class TierConfig(ConfigModel):
     """One of ``tiers``.
 
     Attributes:
@@ -167,9 +141,9 @@ class TierConfig(_Model):
     @classmethod
     def _resolve_model(cls, model: str, info: ValidationInfo) -> str:
         """Make a path absolute; what does not look like one is a hub id."""
-        path = _expand_home(Path(model))
-        looks_local = path.is_absolute() or model.startswith(".") or (_folder(info) / path.parts[0]).is_dir()
-        return str(_resolve(path, info)) if looks_local else model
+        path = expand_home(Path(model))
+        looks_local = path.is_absolute() or model.startswith(".") or (find_folder(info) / path.parts[0]).is_dir()
+        return str(resolve_path(path, info)) if looks_local else model
 
     @property
     def model_path(self) -> Path | None:
@@ -188,19 +162,7 @@ class TierConfig(_Model):
         return self.engine.model_name or self.name
 
 
-class SloConfig(_Model):
-    """Latency limits of requests that state none; ``None`` means no limit."""
-
-    ttft_s: float | None = Field(default=None, gt=0)
-    tpot_s: float | None = Field(default=None, gt=0)
-    e2el_s: float | None = Field(default=None, gt=0)
-
-    def to_requirement(self) -> Requirement:
-        """Return the limits as a request's need."""
-        return Requirement(ttft_s=self.ttft_s, tpot_s=self.tpot_s, e2el_s=self.e2el_s)
-
-
-class LoadConfig(_Model):
+class LoadConfig(ConfigModel):
     """How ``profile`` loads a tier.
 
     Attributes:
@@ -233,7 +195,7 @@ class LoadConfig(_Model):
         return value
 
 
-class ConditionConfig(_Model):
+class ConditionConfig(ConfigModel):
     """The ``when`` of a rule: everything that is given must hold of a request.
 
     Attributes:
@@ -292,7 +254,7 @@ class ConditionConfig(_Model):
         )
 
 
-class RuleConfig(_Model):
+class RuleConfig(ConfigModel):
     """One of ``routing.rules``; exactly one of the two tiers is given.
 
     Attributes:
@@ -319,7 +281,7 @@ class RuleConfig(_Model):
         return Rule(name=name, when=self.when.to_condition(), least_tier=self.least_tier, pin=self.pin)
 
 
-class RoutingConfig(_Model):
+class RoutingConfig(ConfigModel):
     """What the user demands of routing, and what scorers that read more than the text are given.
 
     Attributes:
@@ -341,27 +303,7 @@ class RoutingConfig(_Model):
         return tuple(rule.to_rule(index) for index, rule in enumerate(self.rules))
 
 
-class GatewayConfig(_Model):
-    """How ``serve`` listens.
-
-    Attributes:
-        host: Address to listen on.
-        port: 0 takes any free port.
-        log_dir: Folder of the traffic log; ``None`` writes none.
-        log_text: Whether the traffic log keeps messages.
-        default_tier: Where ``auto`` goes before a policy exists; ``None`` means the first served tier.
-        request_timeout_s: How long an answer may take.
-    """
-
-    host: str = Field(default="127.0.0.1", min_length=1)
-    port: int = Field(default=8000, ge=0, le=65_535)
-    log_dir: ConfigPath | None = None
-    log_text: bool = False
-    default_tier: str | None = None
-    request_timeout_s: float = Field(default=120.0, gt=0)
-
-
-class Config(_Model):
+class Config(ConfigModel):
     """The whole of ``llmtier.yaml``; every path is absolute.
 
     Attributes:
@@ -369,6 +311,8 @@ class Config(_Model):
         policy: What ``serve`` obeys; ``None`` before there is one.
         evaluation: Prompts that ``profile`` scores tiers on.
         tiers: In the file's order; never empty.
+        slo: Limits of requests that state none.
+        slo_classes: Limits by a name that requests and API keys can give.
     """
 
     schema_version: Literal[1] = 1
@@ -377,9 +321,14 @@ class Config(_Model):
     evaluation: ConfigPath | None = None
     tiers: list[TierConfig] = Field(min_length=1)
     slo: SloConfig = Field(default_factory=SloConfig)
+    slo_classes: dict[ClassName, SloClassConfig] = Field(default_factory=dict)
     load: LoadConfig = Field(default_factory=LoadConfig)
     routing: RoutingConfig = Field(default_factory=RoutingConfig)
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+
+    def to_classes(self) -> dict[str, Requirement]:
+        """Return the SLO classes as requests' needs."""
+        return {name: limits.to_requirement() for name, limits in self.slo_classes.items()}
 
     def tier(self, name: str) -> TierConfig:
         """Return the tier of that name.

@@ -54,8 +54,18 @@ def test_only_the_most_frequent_domains_are_guessed():
     assert "zz" in model.domains
 
 
-def test_coarse_buckets_ascend_without_repetition():
-    buckets = coarse_buckets(extract_text(" ".join(f"word{number}" for number in range(400))))
+def test_coarse_buckets_are_those_of_the_words_each_once():
+    text = extract_text(" ".join(f"word{number}" for number in range(400)))
 
-    assert (np.diff(buckets.astype(int)) > 0).all()
-    assert buckets.max() < 4096
+    assert sorted({bucket >> 4 for bucket in text.buckets.tolist()}) == sorted(coarse_buckets(text).tolist())
+    assert coarse_buckets(text).max() < 4096
+    assert set(coarse_buckets(text).tolist()) == set(coarse_buckets(text.packed()).tolist())
+
+
+def test_the_posterior_is_the_softmax_of_the_evidence():
+    model = fit_domains(draw_rows(200))
+    text = extract_text("the court of bread")
+    evidence = model.prior + sum(model.evidence[bucket].astype(float) for bucket in set(coarse_buckets(text).tolist()))
+    odds = np.exp(evidence)
+
+    assert np.allclose(odds / odds.sum(), model.posterior(text), rtol=1e-5)

@@ -8,22 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtier.score.features import (
-    N_BUCKETS,
-    N_NUMERIC,
-    char_entropy_bits,
-    extract_text,
-    find_markers,
-)
+from llmtier.score.features import N_NUMERIC, char_entropy_bits, extract_text, find_markers
 from llmtier.score.text import MAX_CHARS
+from llmtier.score.words import N_BUCKETS
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(codec=None), max_size=300))
 def test_any_text_gives_finite_features(text):
-    features = extract_text(text)
+    features = extract_text(text).packed()
 
-    assert (N_NUMERIC,) == features.numeric.shape
+    assert N_NUMERIC == len(features.numeric)
     assert features.buckets.shape == features.values.shape
     assert all(math.isfinite(value) for value in [*features.values, *features.numeric])
     assert all(0 <= bucket < N_BUCKETS for bucket in features.buckets)
@@ -36,7 +31,7 @@ def buckets_of(text):
 
 def test_words_and_pairs_are_counted():
     """One bucket for each of: add, 12, the comma, add 12, 12 comma, comma add."""
-    features = extract_text("Add 12, add")
+    features = extract_text("Add 12, add").packed()
     (twice,) = buckets_of("add")
     counted = dict(zip(features.buckets.tolist(), features.values.tolist(), strict=True))
 
@@ -68,7 +63,9 @@ def test_as_many_buckets_as_words_and_pairs_in_a_plain_text(text):
     words = [found.group() for found in re.finditer(r"[a-z]+|\d+|([^a-z\d])\1*", text.lower())]
     grams = set(words) | {(a, b) for a, b in itertools.pairwise(words)}
 
-    assert len(grams) - 2 <= extract_text(text).buckets.size <= len(grams)  # two collisions among a hundred in 65,536
+    assert (
+        len(grams) - 2 <= extract_text(text).packed().buckets.size <= len(grams)
+    )  # two collisions among a hundred in 65,536
 
 
 @pytest.mark.parametrize(

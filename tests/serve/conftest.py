@@ -17,7 +17,8 @@ from llmtier.serve.metrics import Metrics
 from llmtier.serve.pool import ServedTier, TierPool
 from llmtier.serve.relay import Deadlines
 from llmtier.serve.run import serve_forever
-from llmtier.serve.state import AppState, Limits
+from llmtier.serve.state import AppState
+from llmtier.serve.watch import WatchPlan
 
 UNIT = Interval(low=0.0, high=1.0)
 
@@ -162,7 +163,7 @@ def make_state(make_profile):
             for name, url in urls.items()
         ]
         pool = changes.pop("pool", None) or TierPool(tiers)
-        changes.setdefault("limits", Limits(health_interval_s=0.05))
+        changes.setdefault("watch", WatchPlan(health_interval_s=0.05, metrics_interval_s=60))
         changes.setdefault("deadlines", Deadlines(connect_s=0.3, first_byte_s=0.3, total_s=1.0))
         return AppState(pool=pool, metrics=Metrics(pool), **changes)
 
@@ -171,7 +172,7 @@ def make_state(make_profile):
 
 @pytest.fixture
 def running_gateway():
-    """Return a context manager that serves a state under uvicorn on a free port and lends its URL."""
+    """Return a context manager that serves a state on a free port and lends its URL."""
 
     @asynccontextmanager
     async def run(state):

@@ -1,5 +1,6 @@
 """Choosing on live state: policy, pin, defaults, and where a failed request goes."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,14 @@ from llmtier.core.decision import Fallback, MissReason, Objective, Reason
 from llmtier.core.latency_model import LoadState
 from llmtier.core.requirement import Requirement
 from llmtier.core.utility import UtilityWeights
+from llmtier.route.predict import Predictor
 from llmtier.serve.choose import Question, TierState, choose, find_next_tier, make_offer
+from llmtier.serve.correction import Correction
 from llmtier.serve.ledger import PromptSize
+from llmtier.serve.lengths import OutputLengths
 from llmtier.serve.needs import Needs
 from llmtier.serve.refusal import RequestRefusedError
+from llmtier.serve.wire import Endpoint, decode_request
 
 EASY = {"small": 0.9, "large": 0.95}
 HARD = {"small": 0.2, "large": 0.95}
@@ -240,3 +245,104 @@ def test_the_utility_fallback_takes_the_highest_that_can_be_reached(states, by_u
     decision = choose(ask(probabilities=HARD, ttft_s=0.001), states, policy=policy, default_tier=None).decision
 
     assert ("small", Reason.FALLBACK) == (decision.tier, decision.reason)
+
+
+@pytest.mark.parametrize("reason", [MissReason.KV, MissReason.PREEMPTIONS, MissReason.QUEUE])
+def test_an_engine_that_signs_overload_is_passed_over_and_still_fallen_back_to(states, make_policy, reason):
+    policy = make_policy("small", "large", fallback=Fallback.FASTEST)
+    states["small"] = replace(states["small"], unusable=reason)
+    decision = choose(ask(probabilities=EASY), states, policy=policy, default_tier=None).decision
+    assert ("large", [reason]) == (decision.tier, [miss.reason for miss in decision.misses])
+
+    states["large"] = replace(states["large"], unusable=reason)
+    decision = choose(ask(probabilities=EASY), states, policy=policy, default_tier=None).decision
+    assert ("small", Reason.FALLBACK) == (decision.tier, decision.reason)
+    assert Reason.FALLBACK is choose(ask(), states, policy=None, default_tier=None).decision.reason
+
+
+def test_a_tier_that_turned_slow_is_left_until_it_is_fast_again(states, make_policy):
+    policy, question = make_policy("small", "large"), ask(probabilities=EASY, ttft_s=0.08)
+    correction = states["small"].correction = Correction()
+    states["large"] = replace(states["large"], profile=replace(states["large"].profile, points=()))
+    offer = make_offer(question, states["small"])
+    assert MissReason.TTFT not in reasons_of("small", question, states, policy)
+
+    for _ in range(20):  # twice as slow as profiled
+        correction.learn(offer, now_s=0.0, ttft_s=2 * offer.typical_ttft_s)
+    assert MissReason.TTFT in reasons_of("small", question, states, policy)
+    assert pytest.approx(2 * offer.ttft_s) == make_offer(question, states["small"]).ttft_s
+    assert offer.typical_ttft_s == make_offer(question, states["small"]).typical_ttft_s
+
+    correction.forget(1e6)
+    assert MissReason.TTFT not in reasons_of("small", question, states, policy)
+
+
+def reasons_of(tier, question, states, policy):
+    decision = choose(question, states, policy=policy, default_tier=None).decision
+    return {miss.reason for miss in decision.misses if miss.tier == tier}
+
+
+def test_a_limit_on_the_whole_time_counts_with_a_long_answer_and_a_price_with_a_mean_one(modelled):
+    state = modelled()
+    usual = make_offer(ask(), state)
+    state.lengths = OutputLengths()
+    assert usual == make_offer(ask(), state)  # nothing has come yet
+
+    for n_tokens in [20] * 15 + [200] * 5:
+        state.lengths.add(n_tokens, None)
+    long = make_offer(ask(), state)
+    assert (usual.ttft_s, usual.tpot_s, usual.usd) == (long.ttft_s, long.tpot_s, long.usd)
+    assert Predictor(state.profile).offer(state.load, None, None, None, 200.0).e2el_s == long.e2el_s > usual.e2el_s
+    assert make_offer(ask(max_tokens=20), state).e2el_s == usual.e2el_s  # no answer is longer than it may be
+
+
+def test_a_predictor_of_another_profile_is_never_asked(modelled, make_profile):
+    state = modelled()
+    expected = make_offer(ask(), state)
+    state.predictor = Predictor(make_profile("other"))
+
+    assert expected == make_offer(ask(), state)
+    assert state.profile is state.predictor.profile
+    kept = state.predictor
+    make_offer(ask(), state)
+    assert kept is state.predictor
+
+
+def test_tiers_of_different_length_are_told_apart_by_what_must_fit(states, make_policy):
+    states["small"] = replace(states["small"], profile=replace(states["small"].profile, context_tokens=2048))
+    states["large"] = replace(states["large"], profile=replace(states["large"].profile, context_tokens=8192))
+    policy = make_policy("small", "large")
+
+    assert "small" == choose_tier(ask(probabilities=EASY, context_tokens=2048), states, policy=policy)
+    assert "large" == choose_tier(ask(probabilities=EASY, context_tokens=2049), states, policy=policy)
+    refused = choose(ask(probabilities=EASY, context_tokens=8193), states, policy=policy, default_tier=None).decision
+    assert refused.tier is None
+    assert [MissReason.CONTEXT] * 2 == [miss.reason for miss in refused.misses]
+
+
+def test_the_system_prompt_counts_towards_what_must_fit():
+    def needed(*messages):
+        body = json.dumps({"model": "auto", "messages": messages, "max_tokens": 7}).encode()
+        return decode_request(Endpoint.CHAT, body).context_tokens
+
+    system, user = {"role": "system", "content": "word " * 400}, {"role": "user", "content": "Hello"}
+
+    assert needed(system, user) > 100 + needed(user) >= 107
+
+
+def test_a_choice_keeps_the_limits_and_the_need(states, make_policy):
+    question = ask(probabilities=EASY, ttft_s=9.0)
+    choice = choose(question, states, policy=make_policy("small", "large", max_gap=0.05), default_tier=None)
+
+    assert question.needs.requirement is choice.limits
+    assert pytest.approx(0.9) == choice.need_accuracy
+    assert replace(choice.limits, accuracy=choice.need_accuracy) == choice.requirement
+
+
+def test_without_a_gap_nothing_is_believed_of_the_cheaper_tiers(states, make_policy):
+    choice = choose(
+        ask(probabilities=EASY), states, policy=make_policy("small", "large", max_gap=None), default_tier=None
+    )
+
+    assert "large" == choice.decision.tier
+    assert {"small": None, "large": 0.95} == {offer.tier: offer.accuracy for offer in choice.decision.offers}

@@ -18,8 +18,11 @@ from llmtier.engine.loopback import serving
 from llmtier.engine.mock import running_mock
 from llmtier.engine.mock_settings import MockSettings
 from llmtier.serve.app import build_gateway
+from llmtier.serve.http_reply import Heads, ReplyChannel
+from llmtier.serve.http_server import HttpRequest, Reply
 from llmtier.serve.log import TrafficLog
 from llmtier.serve.pool import ServedTier, TierPool
+from llmtier.serve.refusal import RequestRefusedError
 from llmtier.serve.relay import Deadlines
 from llmtier.store.traffic import TrafficWriter, read_traffic
 
@@ -138,9 +141,9 @@ async def test_rejection_names_the_misses(make_state, engines, make_policy, word
 
 
 async def test_too_long_for_every_tier_is_the_clients_fault(make_state, engines, make_profile, running_gateway):
-    state = make_state({"small": engines["small"]})
-    tier = state.pool.tiers["small"]
-    object.__setattr__(tier, "profile", make_profile("small", context_tokens=100))
+    profile = make_profile("small", context_tokens=100)
+    tier = ServedTier(name="small", base_url=engines["small"], model_name="engine-small", profile=profile)
+    state = make_state({}, pool=TierPool([tier]))
     async with (
         running_gateway(state) as url,
         aiohttp.ClientSession(url) as client,
@@ -181,7 +184,7 @@ async def test_everything_else_is_refused(routed, running_gateway):
         for method, path, status in (
             ("GET", CHAT, 405),
             ("POST", "/v1/models", 405),
-            ("POST", "/v1/embeddings", 404),
+            ("POST", "/v1/audio/speech", 404),
             ("GET", "/v1/chat/completions/", 404),
             ("GET", "/", 404),
         ):
@@ -315,31 +318,21 @@ async def test_a_bug_of_ours_is_a_500_that_tells_no_secrets(make_state, engines,
     header=st.binary(max_size=10),
 )
 def test_no_body_and_no_header_makes_a_500(make_state, body, path, header):
-    """Driven without sockets: a dead engine answers 502, everything else is the client's fault."""
-    sent = []
-    scope = {
-        "type": "http",
-        "path": path,
-        "method": "POST",
-        "headers": [(b"x-llmtier-ttft-ms", header)] if header else [],
-    }
-    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
-
-    async def receive():
-        message = next(messages, None)
-        return message if message is not None else await asyncio.get_running_loop().create_future()
-
-    async def send(message):
-        sent.append(message)
+    """Driven without a client's socket: a dead engine answers 502, everything else is the client's fault."""
+    headers = [(b"x-llmtier-ttft-ms", header)] if header else []
 
     async def drive():
         gateway = build_gateway(make_state({"small": "http://127.0.0.1:1"}))
-        async with gateway._running():
-            await gateway(scope, receive, send)
+        request = HttpRequest(
+            method="POST", path=path, query="", headers=headers, body=body, received_s=0.0, complete_s=0.0
+        )
+        reply = Reply(ReplyChannel(Heads()), request)
+        async with gateway.running():
+            with pytest.raises(RequestRefusedError) as refused:
+                await gateway(request, reply)
+        return refused.value.status
 
-    asyncio.run(drive())
-
-    assert sent[0]["status"] in {400, 404, 502, 503}
+    assert asyncio.run(drive()) in {400, 404, 502, 503}
 
 
 async def test_the_next_request_is_predicted_from_what_streams_now(

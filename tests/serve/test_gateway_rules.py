@@ -120,7 +120,7 @@ async def test_a_prompt_that_came_before_is_not_scored_again(ruled, scorer, runn
 
 
 async def test_the_cache_can_be_switched_off(ruled, scorer, running_gateway):
-    state = ruled(limits=Limits(health_interval_s=0.05, cached_scores=0))
+    state = ruled(limits=Limits(cached_scores=0))
     async with running_gateway(state) as url, aiohttp.ClientSession(url) as client:
         await post(client, ask())
         await post(client, ask())

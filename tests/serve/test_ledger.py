@@ -183,3 +183,91 @@ def test_an_answer_without_usage_teaches_nothing():
 
     assert ledger.state(0.0).mean_output_tokens is None
     assert 0.25 == ledger.tokens_per_character
+
+
+def test_counts_are_what_other_processes_need():
+    ledger = TierLedger()
+    fill(ledger, [0.1 * n for n in range(FEWEST)])
+    decoding = begin(ledger, now_s=0.9)
+    decoding.note_piece(1.0)
+    begin(ledger, now_s=1.0, size=PromptSize(n_tokens=7))
+
+    assert (1.0, 1.0, 7.0, 101.0, ledger.arrival_rps(2.0)) == ledger.counts(2.0)
+    assert 0.0 == TierLedger().counts(2.0)[-1]
+
+
+ROUND = st.lists(st.sampled_from(["begin", "piece", "end"]), max_size=30)
+
+
+def play(steps, *ledgers):
+    """Do the same on each ledger; the last request that was begun is the one that goes on."""
+    rounds = []
+    for now_s, step in enumerate(steps):
+        if step == "begin":
+            rounds.append([begin(ledger, now_s=now_s) for ledger in ledgers])
+        elif rounds and step == "piece":
+            for flight in rounds[-1]:
+                flight.note_piece(now_s)
+        elif rounds:
+            for ledger, flight in zip(ledgers, rounds.pop(), strict=True):
+                ledger.end(flight)
+
+
+@given(ROUND, ROUND)
+def test_two_processes_together_see_what_one_would(mine, theirs):
+    """The counts add up; only the running step is seen by whose tokens come alone."""
+    one, two, whole = TierLedger(), TierLedger(), TierLedger()
+    play(mine, one, whole)
+    play(theirs, two, whole)
+    seen, expected = one.state(99.0, others=two.counts(99.0)), whole.state(99.0)
+
+    for name in ("n_decoding", "n_prefilling", "prefill_tokens", "kv_tokens"):
+        assert getattr(expected, name) == getattr(seen, name)
+    assert seen.n_joined <= seen.n_prefilling
+    assert (one.arrival_rps(99.0) or 0) + (two.arrival_rps(99.0) or 0) == (seen.arrival_rps or 0)
+
+
+def test_a_step_that_only_others_see_has_no_age_and_nobody_in_it():
+    ledger = TierLedger()
+    begin(ledger)
+    assert (1, 100, 2.0) == joined_of(ledger.state(2.0, others=(0.0,) * 5))
+    assert (0, 0, None) == joined_of(ledger.state(2.0, others=(1.0, 0.0, 0.0, 50.0, 0.0)))
+
+    begin(ledger).note_piece(1.0)
+    assert (1, 100, 1.0) == joined_of(ledger.state(2.0, others=(1.0, 0.0, 0.0, 50.0, 0.0)))
+
+
+def joined_of(state):
+    return state.n_joined, state.joined_tokens, state.step_age_s
+
+
+def test_the_load_of_strangers_decodes_and_comes_as_the_own_does():
+    ledger = TierLedger()
+    for _ in range(FEWEST):
+        ledger.learn(SIZE, Usage(prompt_tokens=100, completion_tokens=20))
+    fill(ledger, [0.5 * n for n in range(FEWEST)])
+    flight = begin(ledger, now_s=4.0)
+    flight.note_piece(4.0)
+    own, crowded = ledger.state(4.5), ledger.state(4.5, n_foreign=3.0)
+
+    assert (1, 4) == (own.n_decoding, crowded.n_decoding)
+    assert own.kv_tokens + round(3 * (own.mean_input_tokens + 10)) == crowded.kv_tokens
+    assert pytest.approx(4 * own.arrival_rps) == crowded.arrival_rps
+    assert own.step_age_s == crowded.step_age_s == 0.5
+
+    ledger.end(flight)
+    alone = ledger.state(4.5, n_foreign=3.0)
+    assert (3, None, None) == (alone.n_decoding, alone.arrival_rps, alone.step_age_s)
+    assert ledger.state(4.5) == ledger.state(4.5, n_foreign=0.0)
+
+
+def test_answers_teach_lengths_by_what_was_asked_for():
+    ledger = TierLedger()
+    for _ in range(FEWEST):
+        short = ledger.begin(SIZE, now_s=0.0, is_stream=True, max_tokens=16)
+        short.learn(Usage(completion_tokens=12))
+        begin(ledger).learn(Usage(completion_tokens=300))
+        begin(ledger).learn(Usage())  # unknown teaches nothing
+
+    assert 12 == ledger.lengths.find_long(16)
+    assert 300 == ledger.lengths.find_long(None)

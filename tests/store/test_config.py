@@ -36,8 +36,12 @@ tiers:
     engine: {kind: openai, url: "http://${HOST}:8000", api_key_env: KEY, model_name: llama}
   - {name: toy, model: toy, scheme: bf16, engine: {kind: mock, mock: {alpha_s: 0.01}}}
 slo: {ttft_s: 0.5, tpot_s: null, e2el_s: 2}
+slo_classes: {chat: {ttft_s: 0.4}, async: {e2el_s: 2, accuracy: 0.9, max_usd: 0.01}}
 load: {concurrency: [1, 2], requests_per_point: 8, warmup_requests: 0, max_tokens: 4}
-gateway: {host: 0.0.0.0, port: 0, log_dir: log, log_text: true, default_tier: toy, request_timeout_s: 5}
+gateway:
+  {host: 0.0.0.0, port: 0, log_dir: log, log_text: true, default_tier: toy, request_timeout_s: 5, workers: auto,
+   admin_port: 0, keys_file: secret/keys.json, caps: {n: 2, max_tokens: 64}, allow_fields: [priority], sticky_s: 60,
+   log_rotate_s: 60, log_keep_bytes: 1000000}
 """
 
 
@@ -77,6 +81,12 @@ def test_everything_that_may_be_said_is_read(load, tmp_path):
     assert (EngineKind.OPENAI, "http://box:8000") == (llama.engine.kind, llama.engine.url)
     assert ({"alpha_s": 0.01}, "toy") == (toy.engine.mock, toy.served_name)
     assert Requirement(ttft_s=0.5, e2el_s=2.0) == config.slo.to_requirement()
+    assert {
+        "chat": Requirement(ttft_s=0.4),
+        "async": Requirement(e2el_s=2.0, accuracy=0.9, usd=0.01),
+    } == config.to_classes()
+    assert (tmp_path / "secret" / "keys.json", ("priority",)) == (config.gateway.keys_file, config.gateway.allow_fields)
+    assert (2, 64, 128) == (config.gateway.caps.n, config.gateway.caps.max_tokens, config.gateway.caps.tools)
     assert ((1, 2), 8) == (config.load.concurrency, config.load.requests_per_point)
     assert (tmp_path / "log", "toy") == (config.gateway.log_dir, config.gateway.default_tier)
 
@@ -182,6 +192,15 @@ TIER = "tiers:\n- model: m\n  scheme: bf16\n"
         ),
         (TIER + "load: {concurrency: [4, 1]}\n", "4: load.concurrency: load points must ascend"),
         (TIER + "load:\n  concurrency: [1, 0]\n", "5: load.concurrency[1]: expected greater than or equal to 1, got 0"),
+        (
+            TIER + "slo_classes: {chat: {ttft: 1}}\n",
+            "4: unknown key 'ttft' in slo_classes.chat; nearest valid key: 'ttft_s'",
+        ),
+        (TIER + "slo_classes: {'a b': {ttft_s: 1}}\n", "4: key a b in slo_classes must match ^["),
+        (TIER + "slo_classes: {chat: {}}\n", "4: slo_classes.chat: needs at least one limit: ttft_s, tpot_s, e2el_s"),
+        (TIER + "gateway: {caps: {m: 1}}\n", "4: unknown key 'm' in gateway.caps; "),
+        (TIER + "gateway: {allow_fields: [prioriti]}\n", "nearest valid value: 'priority'"),
+        (TIER + "gateway: {workers: 0}\n", "4: gateway.workers: expected a number from 1 to 256, or auto"),
         (TIER + "gateway: {port: 70000}\n", "4: gateway.port: expected less than or equal to 65535, got 70000"),
         (
             TIER + "gateway: {default_tier: m@bf15}\n",

@@ -1,7 +1,7 @@
 """The traffic log, and reading it back as prompts."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from llmtier.core.errors import DiskError, InputFileError
 from llmtier.core.prompt import Message, Prompt
 from llmtier.store.parquet import write_rows
 from llmtier.store.prompts import read_prompts
-from llmtier.store.traffic import TRAFFIC_COLUMNS, TrafficRow, TrafficWriter, read_traffic
+from llmtier.store.traffic import TRAFFIC_COLUMNS, Rotation, TrafficRow, TrafficWriter, read_traffic
 
 TEXTS = st.text(max_size=8)
 NUMBERS = st.none() | st.floats(0, 1e6)
@@ -38,6 +38,10 @@ ROWS = st.lists(
         misses=TEXTS,
         prompt_sha256=TEXTS,
         messages_json=st.none() | TEXTS,
+        is_met=st.none() | st.booleans(),
+        probabilities=st.none() | st.dictionaries(TEXTS, st.floats(0, 1), max_size=3),
+        propensity=NUMBERS,
+        max_tokens=COUNTS,
     ),
     min_size=1,
     max_size=7,
@@ -82,7 +86,7 @@ def test_written_rows_read_back_in_order_over_several_files(tmp_path_factory):
     @given(ROWS, st.integers(1, 4))
     def check(rows, rotate_rows):
         folder = tmp_path_factory.mktemp("traffic")
-        writer = TrafficWriter(folder, rotate_rows=rotate_rows)
+        writer = TrafficWriter(folder, rotation=Rotation(rows=rotate_rows))
         for row in rows:
             writer.append(row)
         writer.close()
@@ -93,7 +97,7 @@ def test_written_rows_read_back_in_order_over_several_files(tmp_path_factory):
 
 
 def test_each_flush_makes_one_numbered_file_and_an_empty_one_none(tmp_path):
-    writer = TrafficWriter(tmp_path / "log", rotate_rows=2)
+    writer = TrafficWriter(tmp_path / "log", rotation=Rotation(rows=2))
     empty = writer.flush()
     for name in "abc":
         writer.append(make_row(name))
@@ -114,7 +118,7 @@ def test_later_writer_goes_on_counting(tmp_path):
 
 
 def test_full_disk_keeps_rows_for_the_next_try(tmp_path, fill_disk, monkeypatch):
-    writer = TrafficWriter(tmp_path, rotate_rows=2)
+    writer = TrafficWriter(tmp_path, rotation=Rotation(rows=2))
     writer.append(make_row("a"))
     with monkeypatch.context():
         fill_disk("write")
@@ -131,7 +135,7 @@ def test_full_disk_keeps_rows_for_the_next_try(tmp_path, fill_disk, monkeypatch)
 
 
 def test_long_full_disk_drops_the_oldest_and_counts_them(tmp_path, fill_disk, monkeypatch):
-    writer = TrafficWriter(tmp_path, rotate_rows=1)
+    writer = TrafficWriter(tmp_path, rotation=Rotation(rows=1))
     fill_disk("replace")
     for number in range(6):
         with pytest.raises(DiskError):
@@ -143,9 +147,149 @@ def test_long_full_disk_drops_the_oldest_and_counts_them(tmp_path, fill_disk, mo
     assert 2 == writer.n_dropped
 
 
-def test_rotation_needs_at_least_one_row(tmp_path):
-    with pytest.raises(ValueError, match="rotate_rows must be >= 1"):
-        TrafficWriter(tmp_path, rotate_rows=0)
+@pytest.mark.parametrize("change", [{"rows": 0}, {"age_s": 0.0}, {"size_bytes": 0}, {"keep_bytes": 0}])
+def test_rotation_without_room_is_refused(change):
+    with pytest.raises(ValueError, match="must be >"):
+        Rotation(**change)
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def test_a_row_waits_no_longer_than_a_file_may_take(tmp_path):
+    clock = Clock()
+    writer = TrafficWriter(tmp_path, rotation=Rotation(age_s=300.0), clock=clock)
+    clock.now_s = 1000.0  # a quiet gateway is not late
+    writer.append(make_row("a"))
+    for clock.now_s in (1150.0, 1299.0):
+        writer.flush_if_due()
+    early = list(tmp_path.iterdir())
+    clock.now_s = 1300.0
+    writer.flush_if_due()
+
+    assert [] == early
+    assert ["a"] == [row.request_id for row in read_traffic(tmp_path)]
+
+
+def test_a_file_is_full_when_its_rows_are_large(tmp_path):
+    writer = TrafficWriter(tmp_path, rotation=Rotation(size_bytes=1_000_000))
+    for number in range(512):
+        writer.append(make_row(str(number), text="x" * 4000))
+    sizes = [len(read_traffic(path)) for path in sorted(tmp_path.iterdir())]
+
+    assert [256, 256] == sizes
+
+
+def test_the_oldest_files_go_when_the_log_grows_beyond_its_size(tmp_path):
+    one = len(next(write_log(tmp_path / "one", make_row("0")).iterdir()).read_bytes())
+    writer = TrafficWriter(tmp_path / "log", rotation=Rotation(rows=1, keep_bytes=3 * one + one // 2))
+    for number in range(7):
+        writer.append(make_row(str(number)))
+
+    assert ["4", "5", "6"] == [row.request_id for row in read_traffic(tmp_path / "log")]
+    assert 4 == writer.n_files_removed
+
+
+def test_the_newest_file_stays_however_small_the_log_may_be(tmp_path):
+    writer = TrafficWriter(tmp_path, rotation=Rotation(rows=1, keep_bytes=1))
+    for name in "ab":
+        writer.append(make_row(name))
+
+    assert ["b"] == [row.request_id for row in read_traffic(tmp_path)]
+
+
+def test_the_log_is_its_owners_alone(tmp_path):
+    folder = tmp_path / "log"
+    writer = TrafficWriter(folder)
+    writer.open()
+    writer.append(make_row("a", text="secret"))
+    [mark] = folder.iterdir()
+    modes = [folder.stat().st_mode & 0o777, mark.stat().st_mode & 0o777]
+    writer.close()
+
+    assert [0o700, 0o600] == modes
+    assert [0o600] == [path.stat().st_mode & 0o777 for path in folder.iterdir()]
+
+
+def test_writers_in_one_folder_take_no_file_from_each_other(tmp_path):
+    writers = [TrafficWriter(tmp_path, rotation=Rotation(rows=1)) for _ in range(3)]
+    for writer in writers:
+        writer.open()
+    for number in range(4):
+        for place, writer in enumerate(writers):
+            writer.append(make_row(f"{number}{place}"))
+    n_lost = [TrafficWriter(tmp_path).open() for _ in range(2)]
+    for writer in writers:
+        writer.close()
+
+    assert 12 == len({row.request_id for row in read_traffic(tmp_path)})
+    assert [0, 0] == n_lost
+
+
+def test_rows_that_no_column_holds_are_dropped_alone(tmp_path):
+    writer = TrafficWriter(tmp_path)
+    rows = [make_row("a"), replace(make_row("b"), status=None), replace(make_row("c"), status="many"), make_row("d")]
+    for row in rows:
+        writer.append(row)
+    writer.close()
+
+    assert ["a", "d"] == [row.request_id for row in read_traffic(tmp_path)]
+    assert 2 == writer.n_dropped
+
+
+def test_what_files_cannot_hold_is_made_such_that_they_can(tmp_path):
+    half = replace(make_row("a"), alias="half \ud83d pair", ttft_s=float("nan"))
+    [row] = read_traffic(write_log(tmp_path, half))
+
+    assert ("half \ufffd pair", None) == (row.alias, row.ttft_s)
+
+
+def test_a_long_full_disk_drops_no_more_than_it_must(tmp_path, fill_disk, monkeypatch):
+    """Rows gather in batches; the oldest go, be they a whole batch or the beginning of one."""
+    writer = TrafficWriter(tmp_path, rotation=Rotation(rows=50))
+    fill_disk("write")
+    for number in range(500):
+        try:
+            writer.append(make_row(str(number)))
+        except DiskError:
+            continue
+    monkeypatch.undo()
+    writer.close()
+    kept = [int(row.request_id) for row in read_traffic(tmp_path)]
+
+    assert list(range(500 - len(kept), 500)) == kept
+    assert 200 <= len(kept) == 500 - writer.n_dropped
+
+
+def test_rows_that_the_disk_refuses_at_the_end_are_counted(tmp_path, fill_disk):
+    writer = TrafficWriter(tmp_path)
+    writer.append(make_row("a"))
+    fill_disk("write")
+    with pytest.raises(DiskError):
+        writer.close()
+
+    assert 1 == writer.n_dropped
+
+
+def test_columns_are_the_fields_in_order():
+    assert [field.name for field in fields(TrafficRow)] == [column.name for column in TRAFFIC_COLUMNS]
+
+
+def test_a_file_of_version_1_reads_with_nulls(tmp_path):
+    older = TRAFFIC_COLUMNS[: [column.name for column in TRAFFIC_COLUMNS].index("key_sha256") + 1]
+    row = make_row("a", text="Hi")
+    path = tmp_path / "traffic-000001-00000000.parquet"
+    write_rows(path, [{column.name: getattr(row, column.name) for column in older}], older, artifact="traffic")
+
+    assert [row] == read_traffic(tmp_path)
+    assert "a" == read_prompts(tmp_path)[0].id
 
 
 def test_folder_without_a_log_is_an_input_error(tmp_path):

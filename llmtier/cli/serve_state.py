@@ -1,0 +1,156 @@
+"""What the gateway is made of, read from the configuration's files: policy, scorer, profiles, keys, the traffic log.
+
+Reads files; starts and listens to nothing.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmtier.cli import logs, output
+
+if TYPE_CHECKING:
+    from llmtier.core.hardware import Hardware
+    from llmtier.core.policy import Policy
+    from llmtier.core.profile import TierProfile
+    from llmtier.engine.tier import RunningTier
+    from llmtier.route.rules import RuleBook
+    from llmtier.score.scorer import Scorer
+    from llmtier.serve.board import Board
+    from llmtier.serve.keys import KeyRing
+    from llmtier.serve.log import TrafficLog
+    from llmtier.serve.metrics import Metrics
+    from llmtier.serve.pool import ServedTier
+    from llmtier.serve.signals import SignalPlan
+    from llmtier.serve.state import AppState
+    from llmtier.store.config_model import Config
+
+
+def load_routing(config: "Config") -> "tuple[Policy, Scorer] | None":
+    """Return the policy and its scorer; ``None`` when there is no policy yet."""
+    from llmtier.score.scorer import load_scorer
+    from llmtier.store.policies import read_policy, read_scorer_state
+
+    if config.policy is None or not config.policy.exists():
+        return None
+    policy = read_policy(config.policy)
+    return policy, load_scorer(policy.scorer.kind, read_scorer_state(config.policy, policy))
+
+
+def load_profiles(config: "Config", hardware: "Hardware") -> "dict[str, TierProfile]":
+    """Return the profiles of this machine; none is an answer, and makes every tier ineligible for routing."""
+    from llmtier.store.profiles import read_profiles
+
+    folder = config.profiles / hardware.slug
+    if not folder.is_dir() or not any(folder.iterdir()):
+        output.say(f"no profiles of this machine in {folder}; run 'llmtier profile'")
+        return {}
+    return read_profiles(config.profiles, hardware.slug)
+
+
+def find_profile_digests(config: "Config", hardware: "Hardware") -> dict[str, str]:
+    """Return the digests of this machine's profiles; empty without any."""
+    from llmtier.store.profiles import digest_profiles
+
+    folder = config.profiles / hardware.slug
+    return digest_profiles(config.profiles, hardware.slug) if folder.is_dir() and any(folder.iterdir()) else {}
+
+
+def to_served(tier: "RunningTier", found: "TierProfile | None") -> "ServedTier":
+    """Describe a running tier for the gateway; a profile of another checkpoint or engine is marked stale."""
+    from llmtier.serve.pool import ServedTier
+    from llmtier.serve.topology import find_unusable
+
+    unusable = find_unusable(found, checkpoint_digest=tier.checkpoint_digest, engine=tier.identity)
+    if unusable is not None:
+        output.say(f"{tier.name}: {unusable.value}; routing leaves it out; run 'llmtier profile --tier {tier.name}'")
+    return ServedTier(
+        name=tier.name,
+        base_url=tier.base_url,
+        model_name=tier.model_name,
+        api_key=tier.api_key,
+        profile=found,
+        unusable=unusable,
+        health_path="/v1/models" if tier.identity.name == "openai" else "/health",
+    )
+
+
+def load_keys(config: "Config") -> "KeyRing | None":
+    """Return who may ask; ``None`` when nobody is asked for a key."""
+    from llmtier.serve.keys import KeyRing
+    from llmtier.store.keys import read_keys
+
+    path = config.gateway.keys_file
+    return None if path is None else KeyRing(read_keys(path))
+
+
+def make_state(
+    config: "Config",
+    served: "Sequence[ServedTier]",
+    routing: "tuple[Policy, Scorer] | None",
+    *,
+    rules: "RuleBook",
+    signals: "SignalPlan",
+    default_tier: str | None,
+    board: "Board | None" = None,
+    worker: int = 0,
+) -> "AppState":
+    """Put the gateway together."""
+    from llmtier.serve.caps import Caps
+    from llmtier.serve.http_server import ServerLimits
+    from llmtier.serve.metrics import Metrics
+    from llmtier.serve.pool import TierPool
+    from llmtier.serve.relay import Deadlines
+    from llmtier.serve.state import AppState, Limits
+    from llmtier.store.digests import file_sha256
+
+    gateway = config.gateway
+    pool = TierPool(served, board=board, worker=worker)
+    digest = None if routing is None or config.policy is None else file_sha256(config.policy)
+    metrics = Metrics(pool, policy_digest=digest)
+    caps = {name: value for name, value in gateway.caps if name != "body_bytes"}
+    return AppState(
+        pool=pool,
+        metrics=metrics,
+        policy=None if routing is None else routing[0],
+        policy_digest=digest,
+        scorer=None if routing is None else routing[1],
+        signals=signals,
+        rules=rules,
+        default_tier=default_tier,
+        defaults=config.slo.to_requirement(),
+        classes={name: limits.to_requirement() for name, limits in config.slo_classes.items()},
+        keys=load_keys(config),
+        caps=Caps(**caps, allowed=frozenset(gateway.allow_fields)),
+        sticky_s=gateway.sticky_s,
+        deadlines=Deadlines(total_s=gateway.request_timeout_s),
+        limits=Limits(server=ServerLimits(body_bytes=gateway.caps.body_bytes)),
+        traffic=_make_log(config, metrics),
+        log_text=gateway.log_text,
+    )
+
+
+def _make_log(config: "Config", metrics: "Metrics") -> "TrafficLog | None":
+    """Return what writes rows and lines; ``None`` when neither is wanted."""
+    from llmtier.serve.lines import LineFormat, LineWriter
+    from llmtier.serve.log import TrafficLog
+    from llmtier.store.traffic import Rotation, TrafficWriter
+
+    gateway = config.gateway
+    writer = None
+    if gateway.log_dir is not None:
+        rotation = Rotation(age_s=gateway.log_rotate_s, keep_bytes=gateway.log_keep_bytes)
+        writer = TrafficWriter(gateway.log_dir, rotation=rotation)
+    lines = None
+    if logs.is_verbose():
+        form = LineFormat.TEXT if sys.stderr.isatty() else LineFormat.JSON
+        lines = LineWriter(sys.stderr.fileno(), format=form, on_dropped=metrics.lines_dropped.inc)
+    if writer is None and lines is None:
+        return None
+    return TrafficLog(
+        writer,
+        on_dropped=metrics.log_dropped.inc,
+        on_lost=metrics.log_lost.inc,
+        on_removed=metrics.log_files_removed.inc,
+        lines=lines,
+    )

@@ -1,0 +1,162 @@
+"""The board: numbers that the processes of one gateway share, one writer for each slot and no lock.
+
+Holds, per tier, what the control process found out about its engine, and, per worker and tier, what that worker has in
+flight there and when it last lost the engine. Everybody reads everything. A slot is one 8-byte float, which the
+processors that Python runs on store whole; two slots may be of different moments, so readers take them as estimates.
+Instants are of the monotonic clock, which processes of one machine share. Knows no engine and sends nothing.
+"""
+
+import ctypes
+import math
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from multiprocessing.context import SpawnContext
+
+SPAWN: SpawnContext = multiprocessing.get_context("spawn")
+"""How the processes of a gateway are made: forking would copy threads' locks and open event loops."""
+
+
+class EngineSlot(IntEnum):
+    """What the control process writes of each tier; NaN is unknown."""
+
+    ALIVE = 0  # 1 while its engine answers
+    WAS_ALIVE = 1  # 1 once it has answered
+    ALIVE_S = 2  # when it last answered
+    N_WAITING = 3
+    N_RUNNING = 4
+    KV_USAGE = 5
+    PREEMPTIONS_PER_S = 6
+    N_FOREIGN = 7  # requests there that no worker sent
+    SIGNS_S = 8  # when the five before were read
+
+
+class WorkerSlot(IntEnum):
+    """What each worker writes of each tier."""
+
+    N_DECODING = 0
+    N_PREFILLING = 1
+    PREFILL_TOKENS = 2
+    KV_TOKENS = 3
+    ARRIVAL_RPS = 4
+    LOST_S = 5  # when it last failed to reach the engine
+
+
+N_COUNTS = WorkerSlot.LOST_S
+"""The first slots of a worker: its counts, in the order of ``TierLedger.counts``."""
+
+_UNKNOWN = (
+    EngineSlot.N_WAITING,
+    EngineSlot.N_RUNNING,
+    EngineSlot.KV_USAGE,
+    EngineSlot.PREEMPTIONS_PER_S,
+    EngineSlot.N_FOREIGN,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardShape:
+    """The size of a board.
+
+    Attributes:
+        tiers: Names, in the order that every process has them.
+        n_workers: Processes that serve.
+    """
+
+    tiers: tuple[str, ...]
+    n_workers: int = 1
+
+    @property
+    def n_slots(self) -> int:
+        """Floats in all."""
+        return len(self.tiers) * (len(EngineSlot) + self.n_workers * len(WorkerSlot))
+
+
+class Board:
+    """One process's view.
+
+    Args:
+        shape: The size.
+        memory: ``n_slots`` shared doubles of ``share``; ``None`` keeps them in this process.
+    """
+
+    def __init__(self, shape: BoardShape, memory: "ctypes.Array[ctypes.c_double] | None" = None) -> None:
+        self.shape = shape
+        self._index = {name: number for number, name in enumerate(shape.tiers)}
+        raw = memoryview(bytearray(8 * shape.n_slots)) if memory is None else memoryview(memory).cast("B")
+        self._slots = raw.cast("d")
+        if memory is None:
+            self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; for the process that made the board, before others look."""
+        for name in self.shape.tiers:
+            for slot in EngineSlot:
+                self.set_engine(name, slot, math.nan if slot in _UNKNOWN else 0.0)
+        for worker in range(self.shape.n_workers):
+            self.clear_worker(worker)
+
+    def engine(self, tier: str, slot: EngineSlot) -> float:
+        """Return what is known of a tier's engine."""
+        return self._slots[self._index[tier] * len(EngineSlot) + slot]
+
+    def set_engine(self, tier: str, slot: EngineSlot, value: float) -> None:
+        """Write what is known of a tier's engine; for the control process."""
+        self._slots[self._index[tier] * len(EngineSlot) + slot] = value
+
+    def set_counts(self, worker: int, tier: str, counts: Sequence[float]) -> None:
+        """Write what a worker has on a tier, in the order of ``WorkerSlot``; for that worker."""
+        start = self._start(worker, tier)
+        slots = self._slots
+        for offset, value in enumerate(counts):
+            slots[start + offset] = value
+
+    def others(self, worker: int, tier: str) -> tuple[float, ...] | None:
+        """Return the sums of what the other workers have on a tier; ``None`` when there are none."""
+        if self.shape.n_workers == 1:
+            return None
+        slots = self._slots
+        starts = [self._start(other, tier) for other in range(self.shape.n_workers) if other != worker]
+        return tuple(sum(slots[start + offset] for start in starts) for offset in range(N_COUNTS))
+
+    def n_in_flight(self, tier: str) -> float:
+        """Return how many requests all workers have on a tier."""
+        slots = self._slots
+        starts = [self._start(worker, tier) for worker in range(self.shape.n_workers)]
+        return sum(slots[at + WorkerSlot.N_DECODING] + slots[at + WorkerSlot.N_PREFILLING] for at in starts)
+
+    def note_lost(self, worker: int, tier: str, now_s: float) -> None:
+        """Write that a worker could not reach a tier's engine; for that worker."""
+        self._slots[self._start(worker, tier) + WorkerSlot.LOST_S] = now_s
+
+    def is_alive(self, tier: str) -> bool:
+        """Return whether a tier's engine answered last time, and nobody has failed to reach it since."""
+        if not self.engine(tier, EngineSlot.ALIVE):
+            return False
+        alive_s = self.engine(tier, EngineSlot.ALIVE_S)
+        slots = self._slots
+        return all(
+            slots[self._start(worker, tier) + WorkerSlot.LOST_S] <= alive_s for worker in range(self.shape.n_workers)
+        )
+
+    def clear_worker(self, worker: int) -> None:
+        """Take everything of a worker off the board: it has not started yet, or it is dead."""
+        for tier in self.shape.tiers:
+            self.set_counts(worker, tier, [0.0] * len(WorkerSlot))
+
+    def _start(self, worker: int, tier: str) -> int:
+        n_tiers = len(self.shape.tiers)
+        return n_tiers * len(EngineSlot) + (worker * n_tiers + self._index[tier]) * len(WorkerSlot)
+
+
+def share(shape: BoardShape) -> "ctypes.Array[ctypes.c_double]":
+    """Return memory for a board that processes started from ``SPAWN`` can be handed."""
+    memory = SPAWN.RawArray(ctypes.c_double, shape.n_slots)
+    Board(shape, memory).reset()
+    return memory
+
+
+def board_of(tiers: Iterable[str]) -> Board:
+    """Return a board of one process."""
+    return Board(BoardShape(tiers=tuple(tiers)))

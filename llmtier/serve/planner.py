@@ -1,0 +1,177 @@
+"""Where one request goes: decode, check its key, read its needs, score its prompt, choose, stay with the conversation.
+
+Reads the client's bytes and the pool; writes the facts into the request's record. Sends nothing but what a scorer asks
+for (``signals.py``); the decision itself is ``choose.py``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from llmtier.core.decision import Decision, MissReason
+from llmtier.core.prompt import Prompt
+from llmtier.core.rule import Rule
+from llmtier.serve.choose import AUTO_ALIASES, Choice, Question, TierState, choose
+from llmtier.serve.http_server import HttpRequest
+from llmtier.serve.keys import hash_credential
+from llmtier.serve.ledger import PromptSize
+from llmtier.serve.needs import Needs, NeedsReader
+from llmtier.serve.record import Record, RequestOutcome
+from llmtier.serve.refusal import RequestRefusedError
+from llmtier.serve.rules import find_rule
+from llmtier.serve.signals import SignalReader
+from llmtier.serve.state import AppState
+from llmtier.serve.stickiness import STICKY, StickyTable, find_session, identify, keep
+from llmtier.serve.wire import Endpoint, RequestReader, WireRequest
+from llmtier.store.keys import ApiKey
+
+RETRY_AFTER_S = 1
+
+
+@dataclass(slots=True)
+class Plan:
+    """A decoded request and where it may go; ``decision.tier`` serves first, and is never ``None``.
+
+    Attributes:
+        request: Decoded.
+        size: Of its prompt.
+        decision: Where it goes, and what else was offered.
+        conversation: What it belongs to; ``None`` where conversations are not kept together.
+    """
+
+    request: WireRequest
+    size: PromptSize
+    decision: Decision
+    conversation: bytes | None
+
+
+class Planner:
+    """Plans the requests of one gateway.
+
+    Args:
+        state: What the gateway is made of.
+        scorer: Scores prompts; ``None`` without a policy.
+        on_decided: Told of each decision's record.
+    """
+
+    def __init__(self, state: AppState, scorer: SignalReader | None, *, on_decided: Callable[[Record], None]) -> None:
+        self._state = state
+        self._scorer = scorer
+        self._on_decided = on_decided
+        self._bodies = RequestReader(state.caps)
+        self._needs = NeedsReader(defaults=state.defaults, classes=state.classes)
+        self._sticky = StickyTable(ttl_s=state.sticky_s, clock=state.clock) if state.sticky_s > 0 else None
+        profiles = [tier.profile for tier in state.pool.tiers.values()]
+        self._limits_context = any(profile is not None and profile.context_tokens is not None for profile in profiles)
+
+    async def plan(self, endpoint: Endpoint, http: HttpRequest, record: Record) -> Plan:
+        """Return where a request goes; what is learned on the way is in ``record``, even when it is refused.
+
+        Raises:
+            RequestRefusedError: It is malformed, its caller unknown, or no tier may or can serve it.
+        """
+        state = self._state
+        key = None if state.keys is None else state.keys.check(hash_credential(http.headers))
+        request = record.request = self._bodies.read(endpoint, http.body)
+        needs = record.needs = self._read_needs(http, request, key)
+        prompt = request.to_prompt(record.request_id, domain=needs.domain)
+        is_auto = request.model in AUTO_ALIASES
+        rule = find_rule(state.rules, prompt, domain=needs.domain, headers=http.headers) if is_auto else None
+        if self._scorer is not None and prompt is not None and (rule is None or rule.pin is None):
+            record.probabilities = await self._scorer.probabilities(prompt)
+        size = _size_of(request)
+        question = Question(
+            model=self._find_pin(request, is_auto=is_auto),
+            needs=needs,
+            probabilities=record.probabilities or {},
+            max_tokens=request.max_tokens,
+            size=size,
+            rule=rule,
+        )
+        choice = choose(question, self._states(key, question), policy=state.policy, default_tier=state.default_tier)
+        conversation = self._keep_conversation(record, choice, http, request) if is_auto else None
+        record.choice = choice
+        record.tier = choice.decision.tier
+        record.reason = record.reason or choice.decision.reason.value
+        self._on_decided(record)
+        if choice.decision.tier is None:
+            record.outcome = RequestOutcome.REJECTED
+            raise reject(choice)
+        return Plan(request, size, choice.decision, conversation)
+
+    def note_served(self, plan: Plan, tier: str) -> None:
+        """Remember which tier served a conversation's turn."""
+        if self._sticky is not None and plan.conversation is not None:
+            self._sticky.note(plan.conversation, tier)
+
+    def _read_needs(self, http: HttpRequest, request: WireRequest, key: ApiKey | None) -> Needs:
+        needs = self._needs.read(http.headers, stated=request.stated, key=key)
+        if not self._limits_context:
+            return needs
+        requirement = replace(needs.requirement, context_tokens=request.context_tokens)
+        return Needs(requirement=requirement, domain=needs.domain, slo_class=needs.slo_class)
+
+    def _find_pin(self, request: WireRequest, *, is_auto: bool) -> str:
+        """Return the model to route by: where only a pin makes sense, the one tier that there is.
+
+        Raises:
+            RequestRefusedError: Routing was asked for, makes no sense, and there are several tiers.
+        """
+        why = request.needs_pin if is_auto else None
+        if why is None:
+            return request.model
+        tiers = list(self._state.pool.tiers)
+        if len(tiers) == 1:
+            return tiers[0]
+        message = f"name the tier in place of {request.model!r}: {why}; served: {', '.join(tiers)}"
+        raise RequestRefusedError(message, code="tier_needed", param="model")
+
+    def _states(self, key: ApiKey | None, question: Question) -> Mapping[str, TierState]:
+        """Return the tiers that the caller may use.
+
+        Raises:
+            RequestRefusedError: 403; it may not use the one it names, or none at all.
+        """
+        states = self._state.pool.states()
+        if key is None or key.tiers is None:
+            return states
+        allowed = {name: state for name, state in states.items() if key.may_use(name)}
+        if not allowed or (question.model in states and question.model not in allowed):
+            message = f"this API key may not use {question.model!r}; it may use: {', '.join(sorted(key.tiers))}"
+            raise RequestRefusedError(message, status=403, code="tier_not_allowed", param="model")
+        return allowed
+
+    def _keep_conversation(
+        self, record: Record, choice: Choice, http: HttpRequest, request: WireRequest
+    ) -> bytes | None:
+        """Leave a conversation on the tier of its last turn while that meets the need."""
+        if self._sticky is None:
+            return None
+        caller = record.key_sha256 or ""
+        conversation = identify(request.messages, session=find_session(http.headers), caller=caller.encode())
+        if conversation is None:
+            return None
+        record.session_sha256 = conversation.hex()
+        decision = choice.decision
+        tier = keep(self._sticky.find(conversation), decision)
+        if tier != decision.tier:
+            choice.decision = replace(decision, tier=tier)
+            record.reason = STICKY
+        return conversation
+
+
+def reject(choice: Choice) -> RequestRefusedError:
+    """Return the refusal of a request that no tier can serve, with every reason."""
+    decision = choice.decision
+    misses = "; ".join(miss.describe() for miss in decision.misses)
+    too_long = {miss.tier for miss in decision.misses if miss.reason is MissReason.CONTEXT}
+    if decision.offers and too_long == {offer.tier for offer in decision.offers}:
+        message = f"prompt and max_tokens exceed every tier's context: {misses}"
+        return RequestRefusedError(message, code="context_length_exceeded", param="messages")
+    message = f"no tier meets the need: {misses}"
+    return RequestRefusedError(message, status=503, code="no_feasible_tier", retry_after_s=RETRY_AFTER_S)
+
+
+def _size_of(request: WireRequest) -> PromptSize:
+    if not request.messages:
+        return PromptSize(n_tokens=request.n_prompt_tokens)
+    return PromptSize(n_characters=sum([len(message.content) for message in request.messages]))
