@@ -108,7 +108,7 @@ def make_state(
     pool = TierPool(served, board=board, worker=worker)
     digest = None if routing is None or config.policy is None else file_sha256(config.policy)
     metrics = Metrics(pool, policy_digest=digest)
-    caps = {name: value for name, value in gateway.caps if name != "body_bytes"}
+    caps = gateway.caps.model_dump(exclude={"body_bytes"})
     return AppState(
         pool=pool,
         metrics=metrics,
@@ -119,7 +119,7 @@ def make_state(
         rules=rules,
         default_tier=default_tier,
         defaults=config.slo.to_requirement(),
-        classes={name: limits.to_requirement() for name, limits in config.slo_classes.items()},
+        classes=config.to_classes(),
         keys=load_keys(config),
         caps=Caps(**caps, allowed=frozenset(gateway.allow_fields)),
         sticky_s=gateway.sticky_s,

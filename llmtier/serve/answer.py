@@ -7,20 +7,23 @@ Reads the plan and the pool; writes the answer, the pool's ledger and the record
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from llmtier.core.decision import Decision, Offer
 from llmtier.engine.wire import Usage
 from llmtier.score.cache import ScoreCache
 from llmtier.serve.choose import find_next_tier
+from llmtier.serve.correction import Correction
 from llmtier.serve.http_client import UpstreamAnswer, UpstreamClient
 from llmtier.serve.http_server import HttpRequest, Reply
 from llmtier.serve.ledger import Flight
+from llmtier.serve.metrics import DRIFT
 from llmtier.serve.planner import RETRY_AFTER_S, Plan, Planner
 from llmtier.serve.record import FAILOVER, Record, Recorder, RequestOutcome, begin
 from llmtier.serve.refusal import RequestRefusedError, error_event
 from llmtier.serve.relay import Errand, StreamRelay, UpstreamError, UpstreamFault, is_events, open_answer, read_whole
 from llmtier.serve.signals import SignalReader, make_asker
-from llmtier.serve.sse_relay import SseRelay, read_usage
+from llmtier.serve.sse_relay import SseRelay, read_finish_reason, read_usage
 from llmtier.serve.state import AppState
 from llmtier.serve.watch import authorization
 from llmtier.serve.wire import Endpoint
@@ -55,6 +58,8 @@ class CompletionHandler:
         self._state = state
         self._clients = clients
         self._authorizations = {name: authorization(tier) for name, tier in state.pool.tiers.items()}
+        for name in state.pool.tiers:
+            state.metrics.set_gauge(DRIFT, partial(_find_drift, state.pool.correction(name)), name)
         scores = _remember_scores(state)
         state.metrics.score_cache = scores
         policy = state.policy
@@ -116,8 +121,10 @@ class CompletionHandler:
     def _learn(self, exchange: _Exchange, tier: str, flight: Flight) -> None:
         """Take from an answer in full what the next predictions are made of."""
         record = exchange.record
-        flight.learn(record.usage)
         self._planner.note_served(exchange.plan, tier)
+        if exchange.plan.request.n > 1:  # its tokens are those of several answers side by side
+            return
+        flight.learn(record.usage)
         offer = record.offer
         if offer is not None and record.last_s is not None:
             sent_s = flight.sent_s
@@ -166,7 +173,9 @@ class CompletionHandler:
         is_ok = answer.status < 400
         if is_ok:
             record.last_s = self._state.clock()
-            record.usage = read_usage(body) or Usage()
+            is_responses = exchange.plan.request.endpoint is Endpoint.RESPONSES
+            record.usage = read_usage(body, is_responses=is_responses) or Usage()
+            record.finish_reason = read_finish_reason(body)
         retry = [(b"retry-after", answer.retry_after)] if answer.retry_after else []
         record.outcome = RequestOutcome.OK if is_ok else RequestOutcome.ENGINE_REFUSED
         exchange.reply.send_whole(
@@ -175,7 +184,8 @@ class CompletionHandler:
 
     async def _relay_events(self, exchange: _Exchange, errand: Errand, answer: UpstreamAnswer, flight: Flight) -> None:
         record, state = exchange.record, self._state
-        events = SseRelay(strips_usage=not exchange.plan.request.wants_usage)
+        request = exchange.plan.request
+        events = SseRelay(strips_usage=not request.wants_usage, is_responses=request.endpoint is Endpoint.RESPONSES)
 
         def note(now_s: float) -> None:
             record.last_s = now_s
@@ -198,6 +208,7 @@ class CompletionHandler:
             record.outcome = RequestOutcome.OK if broken is None else RequestOutcome.INTERRUPTED
         finally:
             record.usage = events.usage or Usage()
+            record.finish_reason = events.finish_reason
 
     def _fail_over(self, record: Record, decision: Decision, tried: list[str], failure: UpstreamError) -> str | None:
         """Return the tier to try next.
@@ -214,7 +225,7 @@ class CompletionHandler:
             is_late = failure.fault is UpstreamFault.TIMEOUT
             code = "upstream_timeout" if is_late else "upstream_error"
             raise RequestRefusedError(str(failure), status=504 if is_late else 502, code=code) from failure
-        record.tier, record.reason = following, FAILOVER
+        record.tier, record.reason, record.propensity = following, FAILOVER, None
         self._recorder.decided(record)
         return following
 
@@ -234,6 +245,11 @@ def _end_cancelled(record: Record, reply: Reply) -> None:
         )
     else:
         reply.finish(error_event("the gateway is shutting down", code="shutting_down"))
+
+
+def _find_drift(correction: Correction) -> float | None:
+    """Return the larger of the tier's ratios of observed to predicted latency; ``None`` while none is known."""
+    return max(correction.drift_ratios().values(), default=None)
 
 
 def _read_signals(state: AppState, scores: ScoreCache, clients: Mapping[str, UpstreamClient]) -> SignalReader:

@@ -19,6 +19,7 @@ from llmtier.serve.answer import CompletionHandler
 from llmtier.serve.choose import AUTO_ALIASES
 from llmtier.serve.http_client import UpstreamClient
 from llmtier.serve.http_server import HttpRequest, Reply
+from llmtier.serve.keys import hash_credential
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.refusal import RequestRefusedError
 from llmtier.serve.state import AppState
@@ -30,9 +31,12 @@ logger = logging.getLogger(__name__)
 FIRST_PROBE_S = 1.0
 """A gateway opens its port after this long even when an engine keeps silent; ``/ready`` tells."""
 
+PUBLISH_INTERVAL_S = 1.0
+"""How old the rates may be that other processes see."""
+
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
-Page = Callable[[Reply], Awaitable[None]]
+Page = Callable[[HttpRequest, Reply], Awaitable[None]]
 
 
 class Gateway:
@@ -78,7 +82,7 @@ class Gateway:
             raise RequestRefusedError(message, status=405, code="method_not_allowed")
         if page is None:
             raise RequestRefusedError("the gateway is not running", status=503, code="not_ready")
-        await page(reply)
+        await page(request, reply)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -91,9 +95,13 @@ class Gateway:
             for name, tier in state.pool.tiers.items()
         }
         try:
-            async with self._watching():
+            async with self._watching(), asyncio.TaskGroup() as group:
                 self._completions = CompletionHandler(state, clients)
-                yield
+                publishing = group.create_task(self._publish())
+                try:
+                    yield
+                finally:
+                    publishing.cancel()
         finally:
             self._completions = None
             for client in clients.values():
@@ -133,21 +141,28 @@ class Gateway:
         finally:
             await watcher.close()
 
-    async def _send_models(self, reply: Reply) -> None:
-        names = (AUTO_ALIASES[0], *self._state.pool.tiers)
+    async def _publish(self) -> None:
+        while True:
+            self._state.pool.publish()
+            await asyncio.sleep(PUBLISH_INTERVAL_S)
+
+    async def _send_models(self, request: HttpRequest, reply: Reply) -> None:
+        state = self._state
+        key = None if state.keys is None else state.keys.check(hash_credential(request.headers))
+        names = [AUTO_ALIASES[0], *(name for name in state.pool.tiers if key is None or key.may_use(name))]
         cards = [{"id": name, "object": "model", "created": self._created_s, "owned_by": "llmtier"} for name in names]
         reply.send_whole(200, msgspec.json.encode({"object": "list", "data": cards}))
 
-    async def _send_health(self, reply: Reply) -> None:
+    async def _send_health(self, _: HttpRequest, reply: Reply) -> None:
         reply.send_whole(200, b'{"status":"ok"}')
 
-    async def _send_ready(self, reply: Reply) -> None:
+    async def _send_ready(self, _: HttpRequest, reply: Reply) -> None:
         pool = self._state.pool
         is_ready = pool.is_ready and not self._is_leaving
         tiers = {name: pool.is_healthy(name) for name in pool.tiers}
         reply.send_whole(200 if is_ready else 503, msgspec.json.encode({"ready": is_ready, "healthy": tiers}))
 
-    async def _send_metrics(self, reply: Reply) -> None:
+    async def _send_metrics(self, _: HttpRequest, reply: Reply) -> None:
         state = self._state
         text = state.metrics.render() if state.page is None else await state.page()
         reply.send_whole(200, text, content_type=Metrics.content_type)

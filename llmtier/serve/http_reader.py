@@ -167,7 +167,7 @@ class RequestReader:
         """Check what llhttp does not; begin the body."""
         if self._n_run_bytes > self._limits.head_bytes:
             self._check_head_size()
-        if self._target[:1] != b"/" or b"#" in self._target:  # no CONNECT gets past this
+        if self._target[:1] != b"/" or b"#" in self._target:
             raise _refuse("the request's target must be a path, such as /v1/chat/completions")
         version = self._parser.get_http_version()
         self._is_http10 = version == "1.0"
@@ -236,6 +236,10 @@ class RequestReader:
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
+                if self.requests[-1].method == "CONNECT":
+                    self.requests.pop()
+                    self._fail(_refuse("the gateway is no proxy"))
+                    return
                 data = self._take_back_upgrade() + bytes(data[upgrade.args[0] :])
                 continue
             except httptools.HttpParserError as error:

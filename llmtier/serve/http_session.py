@@ -187,11 +187,12 @@ class Session(ReplyChannel):
 
     def cancel(self) -> bool:
         """Cancel the handler under way; return whether there was one, not yet cancelled."""
-        if self._task is None or self._is_cancelled:
+        task, reply, request = self._task, self.reply, self._request
+        if task is None or reply is None or request is None or self._is_cancelled:
             return False
         self._is_cancelled = True
-        self._task.cancel()
-        self._task.add_done_callback(lambda _: self._end())  # a task that never began runs no clean-up of its own
+        task.cancel()
+        task.add_done_callback(lambda _: self._end(request, reply))  # a task that never began runs no clean-up
         return True
 
     def _receive(self, data: bytes) -> None:
@@ -241,18 +242,18 @@ class Session(ReplyChannel):
         except RequestRefusedError as refusal:
             reply.refuse(refusal)
         except asyncio.CancelledError:
-            reply.refuse(RequestRefusedError("the gateway is shutting down", status=503, code="shutting_down"))
+            if not reply.is_client_gone:
+                reply.refuse(RequestRefusedError("the gateway is shutting down", status=503, code="shutting_down"))
             raise
         except Exception:  # a bug must not cost the connection's other requests, nor go unseen
             logger.exception("request failed", extra={"path": request.path})
             reply.refuse(_internal_error())
         finally:
-            self._end()
+            self._end(request, reply)
 
-    def _end(self) -> None:
+    def _end(self, request: HttpRequest, reply: Reply) -> None:
         """Finish the exchange after its handler; safe to call twice."""
-        reply, request = self.reply, self._request
-        if reply is None or request is None:
+        if self.reply is not reply:
             return
         shared, reader = self._shared, self._reader
         self.reply = self._request = self._task = None
@@ -263,7 +264,7 @@ class Session(ReplyChannel):
             self._end_unfinished(reply, request)
         if self._is_lost:
             return
-        if not reply.is_keep_alive or self.transport.is_closing():
+        if not reply.is_keep_alive or self.heads.is_leaving:
             self._close()
             return
         self._idle_since_s = reader.since_s = shared.clock()

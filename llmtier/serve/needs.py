@@ -181,11 +181,6 @@ def read_headers(pairs: Iterable[tuple[bytes, bytes]]) -> Stated:
     )
 
 
-def read_needs(headers: Headers, *, defaults: Requirement, context_tokens: int) -> Needs:
-    """Read the needs of a request without key, class or body extension; ``context_tokens`` joins the limits."""
-    return NeedsReader(defaults=defaults).read(headers).with_context(context_tokens)
-
-
 def _collect(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, tuple[bytes, bytes]]:
     """Return each need's header and value."""
     given: dict[str, tuple[bytes, bytes]] = {}

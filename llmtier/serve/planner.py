@@ -7,21 +7,19 @@ for (``signals.py``); the decision itself is ``choose.py``.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from llmtier.core.decision import Decision, MissReason
-from llmtier.core.prompt import Prompt
-from llmtier.core.rule import Rule
+from llmtier.core.decision import Decision, MissReason, Reason
 from llmtier.serve.choose import AUTO_ALIASES, Choice, Question, TierState, choose
 from llmtier.serve.http_server import HttpRequest
 from llmtier.serve.keys import hash_credential
 from llmtier.serve.ledger import PromptSize
 from llmtier.serve.needs import Needs, NeedsReader
-from llmtier.serve.record import Record, RequestOutcome
+from llmtier.serve.record import KEY_DIGITS, Record, RequestOutcome
 from llmtier.serve.refusal import RequestRefusedError
 from llmtier.serve.rules import find_rule
 from llmtier.serve.signals import SignalReader
 from llmtier.serve.state import AppState
 from llmtier.serve.stickiness import STICKY, StickyTable, find_session, identify, keep
-from llmtier.serve.wire import Endpoint, RequestReader, WireRequest
+from llmtier.serve.wire import BodyReader, Endpoint, WireRequest
 from llmtier.store.keys import ApiKey
 
 RETRY_AFTER_S = 1
@@ -57,7 +55,7 @@ class Planner:
         self._state = state
         self._scorer = scorer
         self._on_decided = on_decided
-        self._bodies = RequestReader(state.caps)
+        self._bodies = BodyReader(state.caps)
         self._needs = NeedsReader(defaults=state.defaults, classes=state.classes)
         self._sticky = StickyTable(ttl_s=state.sticky_s, clock=state.clock) if state.sticky_s > 0 else None
         profiles = [tier.profile for tier in state.pool.tiers.values()]
@@ -70,7 +68,7 @@ class Planner:
             RequestRefusedError: It is malformed, its caller unknown, or no tier may or can serve it.
         """
         state = self._state
-        key = None if state.keys is None else state.keys.check(hash_credential(http.headers))
+        key = self._find_key(http, record)
         request = record.request = self._bodies.read(endpoint, http.body)
         needs = record.needs = self._read_needs(http, request, key)
         prompt = request.to_prompt(record.request_id, domain=needs.domain)
@@ -87,11 +85,13 @@ class Planner:
             size=size,
             rule=rule,
         )
-        choice = choose(question, self._states(key, question), policy=state.policy, default_tier=state.default_tier)
+        states = self._states(key, question)
+        choice = choose(question, states, policy=state.policy, default_tier=self._default_among(states))
         conversation = self._keep_conversation(record, choice, http, request) if is_auto else None
         record.choice = choice
         record.tier = choice.decision.tier
         record.reason = record.reason or choice.decision.reason.value
+        record.propensity = 1.0  # no chance is at work: asked again under this load, it goes there again
         self._on_decided(record)
         if choice.decision.tier is None:
             record.outcome = RequestOutcome.REJECTED
@@ -103,12 +103,18 @@ class Planner:
         if self._sticky is not None and plan.conversation is not None:
             self._sticky.note(plan.conversation, tier)
 
+    def _find_key(self, http: HttpRequest, record: Record) -> ApiKey | None:
+        """Return whose key a request has; ``None`` where nobody is asked for one."""
+        if self._state.keys is None:
+            return None
+        digest = hash_credential(http.headers)
+        if digest is not None:
+            record.key_sha256 = digest.hex()[:KEY_DIGITS]
+        return self._state.keys.check(digest)
+
     def _read_needs(self, http: HttpRequest, request: WireRequest, key: ApiKey | None) -> Needs:
         needs = self._needs.read(http.headers, stated=request.stated, key=key)
-        if not self._limits_context:
-            return needs
-        requirement = replace(needs.requirement, context_tokens=request.context_tokens)
-        return Needs(requirement=requirement, domain=needs.domain, slo_class=needs.slo_class)
+        return needs.with_context(request.context_tokens) if self._limits_context else needs
 
     def _find_pin(self, request: WireRequest, *, is_auto: bool) -> str:
         """Return the model to route by: where only a pin makes sense, the one tier that there is.
@@ -140,11 +146,16 @@ class Planner:
             raise RequestRefusedError(message, status=403, code="tier_not_allowed", param="model")
         return allowed
 
+    def _default_among(self, states: Mapping[str, TierState]) -> str | None:
+        """Return where ``auto`` goes without a policy: for a caller who may not use the default, the first it may."""
+        default = self._state.default_tier
+        return default if default is None or default in states else next(iter(states))
+
     def _keep_conversation(
         self, record: Record, choice: Choice, http: HttpRequest, request: WireRequest
     ) -> bytes | None:
         """Leave a conversation on the tier of its last turn while that meets the need."""
-        if self._sticky is None:
+        if self._sticky is None or choice.decision.reason is Reason.RULE:
             return None
         caller = record.key_sha256 or ""
         conversation = identify(request.messages, session=find_session(http.headers), caller=caller.encode())

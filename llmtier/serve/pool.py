@@ -128,7 +128,7 @@ class TierPool:
         for name, live in self._live.items():
             state, ledger = live.state, live.ledger
             signs = live.read_signs(self._board)
-            n_foreign = 0.0 if signs is None or signs.n_foreign is None else signs.n_foreign
+            n_foreign = 0.0 if signs is None else signs.foreign_at(now_s)
             state.is_healthy = self._board.is_alive(name)
             state.load = ledger.state(
                 now_s,
@@ -169,9 +169,10 @@ class TierPool:
         self._board.note_lost(self._worker, name, self._clock())
 
     def publish(self) -> None:
-        """Write every count on the board anew: rates fall while nobody comes."""
+        """Write every count on the board anew and forget what is old; once a second: rates fall while nobody comes."""
         now_s = self._clock()
         for name, live in self._live.items():
+            live.correction.forget(now_s)
             self._board.set_counts(self._worker, name, live.ledger.counts(now_s))
 
     def correction(self, name: str) -> Correction:

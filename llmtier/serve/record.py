@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 FAILOVER = "failover"
 """The reason of a decision that replaces one whose tier failed before the first byte."""
 
-_KEY_DIGITS = 16
+KEY_DIGITS = 16
 """Of a key's sha256: enough to tell one client's requests from another's."""
 
 _COLUMN_NAMES = tuple(column.name for column in TRAFFIC_COLUMNS)
@@ -80,7 +80,7 @@ class Record:
         usage: As the engine reports it.
         finish_reason: As the engine gives it, of the first choice.
         retry_after_s: What the client was told to wait.
-        propensity: Probability with which chance took ``tier``; ``None`` where no chance was at work.
+        propensity: Probability with which the decision takes ``tier``; 1 where no chance is at work, ``None`` after a fail-over.
         key_sha256: The first digits of the bearer token's; ``None`` without one.
         session_sha256: The first digits of the conversation's digest; ``None`` when nobody asked.
         usd: Cost of the answer; the recorder's, as what follows.
@@ -298,7 +298,7 @@ def begin(
     record = Record(request_id=request_id, received_at=now(), received_s=received_s)
     key = hash_bearer(headers)
     if key is not None:
-        record.key_sha256 = key[:_KEY_DIGITS]
+        record.key_sha256 = key[:KEY_DIGITS]
     return record
 
 

@@ -94,7 +94,7 @@ def _translating(bound: socket.socket, host: str, port: int) -> Iterator[None]:
         raise MachineError(f"{host}:{port}: cannot listen there: {exc.strerror}") from exc
 
 
-async def serve_forever(
+async def serve_forever(  # noqa: PLR0913  # a server is told everything once
     state: AppState,
     *,
     host: str,

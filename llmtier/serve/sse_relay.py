@@ -19,8 +19,18 @@ MAX_HELD_BYTES = 1 << 20
 """An unfinished event longer than this is no usage chunk and is passed on as it is."""
 
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_MARKS = (b'"usage"', b'"error"', b"[DONE]")
-_CONTENT = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments)"\s*:\s*"[^"]')
+_CONTENT = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments|delta)"\s*:\s*"[^"]')
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"')
+_LAST_TYPES = frozenset({"response.completed", "response.failed", "response.incomplete"})
+
+
+class _ResponsesUsage(msgspec.Struct, gc=False):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class _Response(msgspec.Struct, gc=False):
+    usage: _ResponsesUsage | None = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
@@ -29,15 +39,34 @@ class _Chunk(msgspec.Struct, gc=False):
     error: msgspec.Raw = msgspec.Raw()
 
 
+class _ResponsesEvent(msgspec.Struct, gc=False):
+    type: str | None = None
+    response: _Response | None = None
+
+
 _CHUNK = msgspec.json.Decoder(_Chunk)
+_RESPONSES_EVENT = msgspec.json.Decoder(_ResponsesEvent)
+_RESPONSE = msgspec.json.Decoder(_Response)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def read_usage(document: bytes) -> Usage | None:
-    """Return the usage of a whole (not streamed) response; ``None`` when it holds none."""
+def read_usage(document: bytes, *, is_responses: bool = False) -> Usage | None:
+    """Return the usage of a whole (not streamed) answer; ``None`` when it holds none."""
     try:
+        if is_responses:
+            return _translate(_RESPONSE.decode(document).usage)
         return _CHUNK.decode(document).usage
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return None
+
+
+def read_finish_reason(document: bytes) -> str | None:
+    """Return why the first choice of an answer, or of an event, ended; ``None`` when it does not say.
+
+    Generated text cannot be mistaken for it: quotes in that are escaped.
+    """
+    found = _FINISH.search(document)
+    return None if found is None else found[1].decode()
 
 
 class SseRelay:
@@ -45,20 +74,25 @@ class SseRelay:
 
     Args:
         strips_usage: Drop the chunk that holds nothing but usage.
+        is_responses: Whether it is a stream of the responses endpoint, which has an end of its own.
 
     Attributes:
         usage: Last usage seen; ``None`` until then.
-        is_done: Whether ``[DONE]`` came.
+        is_done: Whether the last event came: ``[DONE]``, or that of a response.
         has_error: Whether the engine sent an error event.
         has_content: Whether generated text came.
+        finish_reason: Why the first choice ended; ``None`` until it has.
     """
 
-    def __init__(self, *, strips_usage: bool) -> None:
+    def __init__(self, *, strips_usage: bool, is_responses: bool = False) -> None:
         self.usage: Usage | None = None
         self.is_done = False
         self.has_error = False
         self.has_content = False
+        self.finish_reason: str | None = None
         self._strips_usage = strips_usage
+        self._is_responses = is_responses
+        self._has_mark = _has_responses_mark if is_responses else _has_mark
         self._held = b""
 
     def feed(self, piece: bytes) -> bytes:
@@ -78,31 +112,67 @@ class SseRelay:
     def _inspect(self, events: bytes) -> bytes:
         if not self.has_content and _CONTENT.search(events):
             self.has_content = True
-        if not _has_mark(events):
+        if not self._has_mark(events):
             return events
         return b"".join(event for event in _split_events(events) if not self._absorb(event))
 
     def _absorb(self, event: bytes) -> bool:
         """Note what ``event`` tells; return whether it is to be dropped."""
-        if not _has_mark(event):
+        if not self._has_mark(event):
             return False
         payload = _read_data(event)
         if payload == b"[DONE]":
             self.is_done = True
             return False
         try:
-            chunk = _CHUNK.decode(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._absorb_response(payload) if self._is_responses else self._absorb_chunk(payload)
+        except _UNREADABLE:
             return False
+
+    def _absorb_chunk(self, payload: bytes) -> bool:
+        if self.finish_reason is None:
+            self.finish_reason = read_finish_reason(payload)
+        chunk = _CHUNK.decode(payload)
         self.has_error = self.has_error or bytes(chunk.error) not in (b"", b"null")
         if chunk.usage is None:
             return False
         self.usage = chunk.usage
         return self._strips_usage and not chunk.choices
 
+    def _absorb_response(self, payload: bytes) -> bool:
+        event = _RESPONSES_EVENT.decode(payload)
+        self.has_error = self.has_error or event.type in {"error", "response.failed"}
+        if event.type in _LAST_TYPES:
+            self.is_done = True
+            self.finish_reason = (event.type or "").removeprefix("response.")
+            self.usage = None if event.response is None else _translate(event.response.usage)
+        return False
+
+
+def _translate(usage: _ResponsesUsage | None) -> Usage | None:
+    return None if usage is None else Usage(prompt_tokens=usage.input_tokens, completion_tokens=usage.output_tokens)
+
 
 def _has_mark(events: bytes) -> bool:
-    return any(mark in events for mark in _MARKS)
+    """Tell whether chunks may hold usage, an error, a reason to finish or the end."""
+    return (
+        b'"finish_reason":"' in events
+        or b"[DONE]" in events
+        or b'"error"' in events
+        or (b'"usage"' in events and events.count(b'"usage"') != events.count(b'"usage":null'))
+        or b'"finish_reason": "' in events
+    )
+
+
+def _has_responses_mark(events: bytes) -> bool:
+    """Tell whether events of the responses endpoint may hold an error or the end."""
+    return (
+        b'"response.completed"' in events
+        or b'"error"' in events
+        or b'"response.incomplete"' in events
+        or b'"response.failed"' in events
+        or b"[DONE]" in events
+    )
 
 
 def _find_cut(data: bytes) -> int:

@@ -45,7 +45,7 @@ class Endpoint(StrEnum):
 
 
 class WireRequest:
-    """One decoded request; ``RequestReader`` makes it.
+    """One decoded request; ``BodyReader`` makes it.
 
     Attributes:
         endpoint: Where it was posted.
@@ -151,7 +151,7 @@ class WireRequest:
         return find_value("model", self._body, self._fields) or ()
 
 
-class RequestReader:
+class BodyReader:
     """Decodes bodies under one set of bounds.
 
     Args:
@@ -233,11 +233,11 @@ def find_value(key: str, body: bytes, fields: dict[str, msgspec.Raw]) -> tuple[i
     return found if _END.fullmatch(body, at) else None
 
 
-_DEFAULT_READER = RequestReader()
+_DEFAULT_READER = BodyReader()
 
 
 def decode_request(endpoint: Endpoint, body: bytes) -> WireRequest:
-    """Decode ``body`` under the default bounds; raises as ``RequestReader.read`` does."""
+    """Decode ``body`` under the default bounds; raises as ``BodyReader.read`` does."""
     return _DEFAULT_READER.read(endpoint, body)
 
 

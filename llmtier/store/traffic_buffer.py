@@ -115,9 +115,7 @@ class RowBuffer:
                 for field, column in zip(self._schema, self._columns, strict=True)
             ]
         arrays = [
-            pa.nulls(len(rows), kind)
-            if cells.count(None) == len(rows)  # of many columns nothing is known; four times as fast
-            else pa.array(cells, kind, from_pandas=is_float)
+            pa.array(cells, kind, from_pandas=is_float)
             for cells, (kind, is_float) in zip(zip(*rows, strict=True), self._kinds, strict=True)
         ]
         for array, column in zip(arrays, self._columns, strict=True):

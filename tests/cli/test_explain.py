@@ -86,8 +86,8 @@ def explain(llmtier, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIENT_KEY", "sk-1")
     (tmp_path / "llmtier.yaml").write_text(CONFIG)
     profiles = {name: make_profile(name, usd) for name, usd in (("small", 0.1), ("big", 1.0), ("spare", 2.0))}
-    monkeypatch.setattr("llmtier.cli.serve.load_routing", lambda config: (make_policy(), EvenScorer()))
-    monkeypatch.setattr("llmtier.cli.serve.load_profiles", lambda config, hardware: profiles)
+    monkeypatch.setattr("llmtier.cli.serve_state.load_routing", lambda config: (make_policy(), EvenScorer()))
+    monkeypatch.setattr("llmtier.cli.serve_state.load_profiles", lambda config, hardware: profiles)
 
     def run(*words):
         return llmtier("explain", *words)
@@ -130,7 +130,7 @@ def test_utility_has_a_column_of_its_own(explain, monkeypatch):
     weights = UtilityWeights(accuracy=1.0, latency_per_s=0.2, cost_per_usd_1k=0.001)
     policy = replace(make_policy(), objective=Objective.UTILITY, weights=weights)
     assert "utility" not in explain("hello").out
-    monkeypatch.setattr("llmtier.cli.serve.load_routing", lambda config: (policy, EvenScorer()))
+    monkeypatch.setattr("llmtier.cli.serve_state.load_routing", lambda config: (policy, EvenScorer()))
     document = json.loads(explain("hello", "--json").out)
     said = explain("hello").out
 

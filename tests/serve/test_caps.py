@@ -6,14 +6,14 @@ import pytest
 
 from llmtier.serve.caps import Caps
 from llmtier.serve.refusal import RequestRefusedError
-from llmtier.serve.wire import Endpoint, RequestReader
+from llmtier.serve.wire import Endpoint, BodyReader
 from llmtier.store.permissions import Permission
 
 HELLO = [{"role": "user", "content": "hello there"}]
 
 
 def decode(body, endpoint=Endpoint.CHAT, **caps):
-    return RequestReader(Caps(**caps)).read(endpoint, json.dumps(body).encode())
+    return BodyReader(Caps(**caps)).read(endpoint, json.dumps(body).encode())
 
 
 def refusal(body, endpoint=Endpoint.CHAT, **caps):

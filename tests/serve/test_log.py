@@ -176,6 +176,18 @@ def test_large_bodies_fill_the_queue_as_well_and_leave_it_again():
     assert 1 == sum(dropped)
 
 
+def test_large_bodies_are_not_kept_waiting():
+    writer = FakeWriter()
+    writer.may_go_on.set()
+    log = TrafficLog(writer, on_dropped=pytest.fail, bounds=QueueBounds(interval_s=3600))
+    log.start()
+    for number in range(3):
+        log.put(Entry(number), n_bytes=10_000_000)
+
+    assert writer.has_rows.wait(5)
+    log.close()
+
+
 def test_a_failing_disk_is_counted_and_survived(caplog):
     dropped = []
     log = TrafficLog(BrokenWriter(), on_dropped=dropped.append, bounds=QUICK)

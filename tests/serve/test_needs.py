@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmtier.core.requirement import Requirement
-from llmtier.serve.needs import Needs, NeedsReader, Stated, read_needs
+from llmtier.serve.needs import Needs, NeedsReader, Stated
 from llmtier.serve.refusal import RequestRefusedError
 from llmtier.store.keys import ApiKey
 
@@ -26,8 +26,8 @@ def refusal(*headers, **more):
     return caught.value
 
 
-def read(*headers, defaults=DEFAULTS):
-    return read_needs(headers, defaults=defaults, context_tokens=12)
+def read(*headers):
+    return READER.read(headers)
 
 
 def test_milliseconds_become_seconds_and_defaults_fill_the_rest():
@@ -40,7 +40,7 @@ def test_milliseconds_become_seconds_and_defaults_fill_the_rest():
         (b"accept", b"*/*"),
     )
 
-    expected = Requirement(ttft_s=0.4, tpot_s=0.0125, e2el_s=8.0, accuracy=0.9, usd=0.0001, context_tokens=12)
+    expected = Requirement(ttft_s=0.4, tpot_s=0.0125, e2el_s=8.0, accuracy=0.9, usd=0.0001)
     assert (expected, "support.en") == (needs.requirement, needs.domain)
 
 

@@ -16,7 +16,7 @@ from llmtier.serve.log import TrafficLog
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.needs import Needs
 from llmtier.serve.record import FAILOVER, Recorder, RequestOutcome, begin
-from llmtier.serve.wire import Endpoint, RequestReader
+from llmtier.serve.wire import Endpoint, BodyReader
 from llmtier.store.traffic import TRAFFIC_COLUMNS, TrafficRow, TrafficWriter, read_traffic
 
 NOW = datetime(2026, 1, 1, 12, 30, 1, 250_000, tzinfo=UTC)
@@ -52,7 +52,7 @@ def make_record(tier="large", *, reason=Reason.CHEAPEST_FEASIBLE, limits=None, *
     """A stream of 11 tokens that took 0.3 s."""
     headers = [(b"authorization", b"Bearer sk-made-up")]
     record = begin("req-1", now=lambda: NOW, received_s=10.0, headers=headers)
-    record.request = RequestReader().read(Endpoint.CHAT, json.dumps(BODY).encode())
+    record.request = BodyReader().read(Endpoint.CHAT, json.dumps(BODY).encode())
     decision = Decision(tier=tier, reason=reason, offers=OFFERS, misses=MISSES, rule="mine")
     record.choice = Choice(decision=decision, limits=Requirement(**(limits or {})), need_accuracy=0.85)
     record.needs = Needs(requirement=record.choice.limits, domain="quiz", slo_class="chat")
@@ -250,7 +250,7 @@ def test_text_is_kept_only_when_asked_for(pool, metrics, tmp_path, keeps_text):
 
 def test_a_prompt_of_token_ids_has_a_digest_and_no_text(recorder):
     body = json.dumps({"model": "auto", "prompt": [1, 2, 3]}).encode()
-    record = make_record(request=RequestReader().read(Endpoint.COMPLETIONS, body), keeps_text=True)
+    record = make_record(request=BodyReader().read(Endpoint.COMPLETIONS, body), keeps_text=True)
     row = row_of(finish(recorder, record))
 
     assert (hashlib.sha256(b"[1, 2, 3]").hexdigest(), None) == (row.prompt_sha256, row.messages_json)
@@ -259,7 +259,7 @@ def test_a_prompt_of_token_ids_has_a_digest_and_no_text(recorder):
 
 def test_a_name_of_a_model_is_cut(recorder):
     body = json.dumps({**BODY, "model": "x" * 5000}).encode()
-    record = make_record(request=RequestReader().read(Endpoint.CHAT, body))
+    record = make_record(request=BodyReader().read(Endpoint.CHAT, body))
 
     assert "x" * 200 == row_of(finish(recorder, record)).alias
 
