@@ -123,7 +123,7 @@ class UpstreamClient:
 
     def release(self, connection: UpstreamConnection) -> None:
         """Keep a connection for the next request."""
-        if len(self._idle) >= self._max_idle or self._emptied is not None:
+        if len(self._idle) >= self._max_idle:
             connection.close()
             return
         connection.idle_since_s = self._clock()

@@ -153,9 +153,7 @@ class UpstreamConnection(asyncio.Protocol):
             piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             self._n_quiet_bytes = 0
-            answer.take(piece)
-            if self._answer is not answer:
-                return  # the taker has closed it
+            answer.take(piece)  # and perhaps the taker closes
         elif self._n_quiet_bytes > MAX_HEAD_BYTES and not self._is_complete:
             fault = _TOO_MUCH_HEAD
         if self._is_complete:

@@ -12,6 +12,7 @@ read meanwhile, and so its leaving is noticed only at the next write.
 import asyncio
 import logging
 import socket
+import struct
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -23,6 +24,11 @@ from llmtier.serve.http_reply import Heads, Reply, ReplyChannel
 from llmtier.serve.http_request import HttpRequest, ServerLimits
 from llmtier.serve.refusal import RequestRefusedError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # a module that is not there
+
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[HttpRequest, Reply], Coroutine[Any, Any, None]]
@@ -30,6 +36,8 @@ Handler = Callable[[HttpRequest, Reply], Coroutine[Any, Any, None]]
 _AHEAD_BYTES = 65_536
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _IDLE = Phase.IDLE
+_SIOCOUTQ = 0x5411  # linux/sockios.h
+_COUNT = struct.Struct("i")
 
 if sys.version_info >= (3, 12):
 
@@ -159,6 +167,7 @@ class Session(ReplyChannel):
 
     @override
     def resume_writing(self) -> None:
+        self._unread_bytes = 0  # a new start for the sweep: some was taken
         super().resume_writing()
         if self._reader.requests:
             self._serve_next()
@@ -304,10 +313,23 @@ class Session(ReplyChannel):
     def _is_stalled(self, now_s: float, limit_s: float) -> bool:
         """Return whether the client has taken none of what is written for it for ``limit_s``."""
         unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes:  # the system's own buffer is full then, and may be megabytes
+            unread_bytes += _n_unacknowledged_bytes(self.transport)
         if not unread_bytes or unread_bytes < self._unread_bytes or not self._unread_bytes:
             self._stalled_since_s = now_s
         self._unread_bytes = unread_bytes
         return unread_bytes > 0 and now_s - self._stalled_since_s > limit_s
+
+
+def _n_unacknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Return how much the system holds that the client's has not confirmed; 0 where that cannot be known."""
+    if fcntl is None:
+        return 0
+    try:
+        (n_bytes,) = _COUNT.unpack(fcntl.ioctl(transport.get_extra_info("socket").fileno(), _SIOCOUTQ, bytes(4)))
+    except OSError:
+        return 0
+    return int(n_bytes)
 
 
 def _internal_error() -> RequestRefusedError:

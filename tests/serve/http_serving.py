@@ -39,7 +39,11 @@ async def serving(handler, *, clock=None, **limits):
         if receive_bytes:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         client.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(client, address)
+        try:
+            await asyncio.get_running_loop().sock_connect(client, address)
+        except OSError:
+            client.close()
+            raise
         reader, writer = await asyncio.open_connection(sock=client)
         writers.append(writer)
         return reader, writer

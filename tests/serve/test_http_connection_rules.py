@@ -63,6 +63,16 @@ def test_a_foreign_coding_ends_with_the_connection(loop, coding):
     assert line.pieces == [b"abc"]
 
 
+def test_chunks_under_another_coding_are_chunks(loop):
+    line = Line(loop)
+
+    line.feed(OK + b"transfer-encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n")
+    line.end()
+
+    assert isinstance(line.failure, UpstreamBrokenError)
+    assert line.pieces == [b"abc"]
+
+
 def test_a_connection_lost_with_an_error_cuts_an_answer_that_ends_with_it(loop):
     line = Line(loop)
 
@@ -102,6 +112,20 @@ def test_a_body_longer_than_a_head_may_be_is_fine(loop):
 
     assert line.failure is None
     assert body == b"".join(line.pieces)
+
+
+def test_only_bytes_in_a_row_count_as_headers_without_end(loop):
+    line = Line(loop)
+    line.feed(OK + b"transfer-encoding: chunked\r\n\r\n")
+    extension = b"a" * (MAX_HEAD_BYTES // 2)
+
+    for _ in range(4):
+        line.feed(b"1;" + extension)
+        line.feed(b"\r\na\r\n")
+    line.feed(b"0\r\n\r\n")
+
+    assert line.failure is None
+    assert b"aaaa" == b"".join(line.pieces)
 
 
 def test_the_chunks_of_one_read_come_in_one_call(loop):
@@ -193,6 +217,18 @@ def test_an_unread_body_stops_the_reading_until_somebody_asks(loop):
     line.connection.data_received(piece)
     assert [400_000, 200_000] == [len(taken) for taken in line.pieces]
     assert line.ended.done()
+
+
+def test_asking_for_a_body_does_not_undo_a_pause(loop):
+    line = Line(loop)
+    line.connection.data_received(OK + b"content-length: 600000\r\n\r\n" + b"a" * 300_000)
+    line.answer.pause()
+
+    line.pipe()
+
+    assert line.transport.is_paused
+    line.answer.resume()
+    assert not line.transport.is_paused
 
 
 def test_an_answer_is_read_once(loop):

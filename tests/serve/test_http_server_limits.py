@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -197,9 +198,8 @@ async def test_too_many_connections_are_refused():
         dropped, _ = await connect()
 
         assert [(503, b"1")] * 2 == [(status, headers[b"retry-after"]) for status, headers in refused]
-        with pytest.raises(ConnectionResetError):
-            assert b"" != await dropped.read()
-            raise ConnectionResetError
+        with suppress(ConnectionResetError):
+            assert b"" == await dropped.read()
         reader, writer = kept[0]
         writer.write(GET % b"a")
         assert 200 == (await read_answer(reader))[0]
