@@ -180,6 +180,7 @@ class LiteLlm(Installed):
     packages = (("litellm[proxy]", "uvloop"),)
     start_limit_s = 180.0
     stretch = 2.0
+    settle_s = 3.0  # it goes on with requests whose clients have left
 
     @override
     def environ(self) -> Mapping[str, str]:

@@ -56,7 +56,7 @@ def serve(
     from llmtier.engine.hardware import detect_hardware
     from llmtier.serve.keys import check_exposure
     from llmtier.serve.rules import make_rules
-    from llmtier.serve.run import check_port, run_in_loop
+    from llmtier.serve.run import calm_collector, check_port, run_in_loop
     from llmtier.serve.topology import check_profiles
     from llmtier.store.config import load_config
 
@@ -84,6 +84,7 @@ def serve(
         admin_port=loaded.gateway.admin_port if admin_port is None else admin_port,
         default_tier=default_tier,
     )
+    calm_collector()
     run_in_loop(run(loaded, tiers, profiles=profiles, routing=routing, rules=rules, signals=signals, plan=plan))
 
 

@@ -17,137 +17,14 @@ the limit, by what was borrowed.
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 
-from llmtier.core.decision import Offer
-from llmtier.core.requirement import Requirement
+from llmtier.serve.admission_plan import AdmissionHooks, AdmissionSettings, Fleet, TierLimit
 from llmtier.serve.priority_queue import Priority, PriorityQueue, Waiting
-from llmtier.serve.refusal import RequestRefusedError
+from llmtier.serve.shed import Shed, ShedReason
 
 _LEARNING_RATE = 1.0 / 32.0  # as the ledger's windows: about the last 32 requests count
-_MAX_RETRY_AFTER_S = 60  # a queue that is longer says nothing about the time beyond
-
-_HEADERS = (b"x-llmtier-dropped-reason", b"x-llm-d-request-dropped-reason")
-
-
-class ShedReason(StrEnum):
-    """Why a request was not let in; stable words that clients see."""
-
-    QUEUE_FULL = "queue-full"  # or it had to give way to a higher class
-    KEY_SHARE = "key-share"
-    DEADLINE = "deadline"
-    DRAINING = "draining"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shed:
-    """What a request that was not let in is told.
-
-    Attributes:
-        tier: Where it could not run.
-        reason: Why.
-        retry_after_s: When the tier will have caught up, from the rate at which it does.
-    """
-
-    tier: str
-    reason: ShedReason
-    retry_after_s: int = 1
-
-    @property
-    def may_upgrade(self) -> bool:
-        """Whether another tier may be tried instead."""
-        return self.reason is not ShedReason.DRAINING
-
-    @property
-    def status(self) -> int:
-        """429 where the client asks for too much, 503 where the gateway is too slow or about to leave."""
-        return 429 if self.reason in {ShedReason.QUEUE_FULL, ShedReason.KEY_SHARE} else 503
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """What says the reason, under the own name and llm-d's."""
-        return [(name, self.reason.value.encode()) for name in _HEADERS]
-
-    def refusal(self) -> RequestRefusedError:
-        """Return the error to answer with; ``headers`` go with it."""
-        match self.reason:
-            case ShedReason.QUEUE_FULL:
-                why = f"the queue of tier {self.tier!r} is full"
-            case ShedReason.KEY_SHARE:
-                why = f"this API key has its share of tier {self.tier!r}'s queue waiting"
-            case ShedReason.DEADLINE:
-                why = f"tier {self.tier!r} cannot serve this request in time under its present load"
-            case ShedReason.DRAINING:
-                why = "the gateway is shutting down"
-        code = self.reason.value.replace("-", "_")
-        message = f"{why}; ask again in {self.retry_after_s} s"
-        return RequestRefusedError(message, status=self.status, code=code, retry_after_s=self.retry_after_s)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionSettings:
-    """The bounds of waiting, those of one worker process.
-
-    Attributes:
-        max_waiting: Most that wait for one tier; 0 lets nobody wait.
-        max_waiting_in_all: Most that wait.
-        key_share: Share of a tier's queue that one key may fill, at least one place.
-        promote_after_s: Time after which a waiting request is overdue (see ``priority_queue``).
-        max_wait_s: Longest wait, also of a request without a deadline.
-        priorities: SLO class to priority; the others, and requests without a class, are ``NORMAL``.
-    """
-
-    max_waiting: int = 256
-    max_waiting_in_all: int = 1024
-    key_share: float = 0.5
-    promote_after_s: float = 5.0
-    max_wait_s: float = 60.0
-    priorities: Mapping[str, Priority] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.max_waiting < 0 or self.max_waiting_in_all < 0:
-            raise ValueError(f"max_waiting must be >= 0, got {self.max_waiting} and {self.max_waiting_in_all} in all")
-        if not 0 < self.key_share <= 1:
-            raise ValueError(f"key_share must lie in (0, 1], got {self.key_share}")
-        if not (self.promote_after_s >= 0 and self.max_wait_s >= 0):
-            raise ValueError(
-                f"promote_after_s and max_wait_s must be >= 0, got {self.promote_after_s}, {self.max_wait_s}"
-            )
-
-    def priority_of(self, slo_class: str | None) -> Priority:
-        """Return the priority of a request of that SLO class."""
-        return Priority.NORMAL if slo_class is None else self.priorities.get(slo_class, Priority.NORMAL)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TierLimit:
-    """How much one tier takes.
-
-    Attributes:
-        max_in_flight: Most at once, over all workers; ``None`` without a limit, and then nobody waits.
-        service_s: Mean time of one request there, to begin with; ``None`` estimates no wait until some have ended.
-    """
-
-    max_in_flight: int | None
-    service_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_in_flight is not None and self.max_in_flight < 1:
-            raise ValueError(f"max_in_flight must be >= 1, got {self.max_in_flight}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmissionHooks:
-    """Who is told what happens to requests that found no room; the fast path tells nobody.
-
-    Attributes:
-        on_turn: A request that waited has its turn: tier, priority, seconds waited.
-        on_shed: A request was shed, at the door or later: tier, priority, reason.
-    """
-
-    on_turn: Callable[[str, Priority, float], None] = lambda _tier, _priority, _waited_s: None
-    on_shed: Callable[[str, Priority, ShedReason], None] = lambda _tier, _priority, _reason: None
+_MAX_RETRY_AFTER_S = 60  # a longer queue will look different by then
 
 
 class PlaceState(StrEnum):
@@ -183,12 +60,12 @@ class Place:
 
         Whoever is cancelled while waiting has left its place.
         """
-        if self.state is not PlaceState.WAITING or self._waiting is None:
+        if self._waiting is None:
             return self.shed
         loop = asyncio.get_running_loop()
         self._future = loop.create_future()
         left_s = self._waiting.latest_start_s - self._gate.clock()
-        timer = loop.call_later(max(left_s, 0.0), self._gate.expire, self)
+        timer = loop.call_later(max(left_s, 0.0), self._expire)
         try:
             await self._future
         except asyncio.CancelledError:
@@ -198,14 +75,24 @@ class Place:
             timer.cancel()
         return self.shed
 
+    def wait(self, waiting: "Waiting[Place]") -> None:
+        """Begin to wait; for the gate."""
+        self._waiting = waiting
+        self._gate.add(waiting)
+
     def leave(self) -> None:
         """Give the slot to the next, or stop waiting; again does nothing."""
         if self.state is PlaceState.RUNNING:
             self.state = PlaceState.SERVED
             self._gate.end(self._started_s)
-        elif self.state is PlaceState.WAITING:
+        elif self._waiting is not None:
             self.state = PlaceState.CANCELLED
-            self._gate.cancel(self)
+            self._gate.remove(self._waiting)
+            self._waiting = None
+
+    def _expire(self) -> None:
+        if self._waiting is not None:
+            self._gate.shed(self._waiting, ShedReason.DEADLINE)
 
     def wake(self, state: PlaceState, now_s: float, shed: Shed | None = None) -> None:
         """End the waiting; for the gate."""
@@ -220,6 +107,222 @@ class Place:
 class _Gate:
     """One tier's limit, queue and mean service."""
 
-    __slots__ = (
-        "_admission", "_limit", "_service_s", "clock", "n_borrowable", "n_running", "queue", "share", "tier",
-    )  # fmt: skip
+    __slots__ = ("_admission", "_limit", "_service_s", "clock", "n_running", "queue", "share", "tier")
+
+    def __init__(self, admission: "Admission", tier: str, limit: TierLimit) -> None:
+        self._admission = admission
+        self.tier = tier
+        self.clock = admission.clock
+        self.queue: PriorityQueue[Place] = PriorityQueue(promote_after_s=admission.settings.promote_after_s)
+        self.n_running = 0
+        self._service_s = limit.service_s
+        self.set_limit(limit)
+
+    def set_limit(self, limit: TierLimit) -> None:
+        """Put a limit in force; what runs beyond it ends as it will."""
+        self._limit = math.inf if limit.max_in_flight is None else float(limit.max_in_flight)
+        self.share = math.inf
+        if limit.max_in_flight is not None:
+            self.share = float(self._admission.fleet.share_of(limit.max_in_flight))
+        if self._service_s is None:
+            self._service_s = limit.service_s
+
+    def wait_or_shed(
+        self, priority: Priority, key: str | None, deadline_s: float | None, predicted_s: float | None
+    ) -> Place | Shed:
+        """Let a request in that found its worker's share in use: borrow a slot, wait for one, or be shed."""
+        now_s = self.clock()
+        self.pump(now_s)
+        if self._has_room():
+            self.n_running += 1
+            return Place(self, now_s)
+        end_s = math.inf if deadline_s is None else deadline_s
+        need_s = predicted_s or 0.0
+        settings = self._admission.settings
+        if key is not None and self.queue.n_of(key) >= max(int(settings.key_share * settings.max_waiting), 1):
+            return self.refuse(priority, ShedReason.KEY_SHARE, self._time_of(self.queue.n_of(key)))
+        late_s = now_s + self._time_of(self.queue.n_ahead(priority, end_s) + 1) + need_s - end_s
+        if late_s > 0:
+            return self.refuse(priority, ShedReason.DEADLINE, late_s)
+        if not self._make_room(priority, now_s):
+            return self.refuse(priority, ShedReason.QUEUE_FULL, self._time_of(len(self.queue)))
+        latest_s = min(end_s - need_s, now_s + settings.max_wait_s)
+        place = Place(self, now_s, PlaceState.WAITING)
+        place.wait(Waiting(place, priority, key, now_s, end_s, latest_s))
+        return place
+
+    def add(self, waiting: Waiting[Place]) -> None:
+        """Put a request into the queue."""
+        self.queue.push(waiting)
+        self._admission.n_waiting_in_all += 1
+
+    def remove(self, waiting: Waiting[Place]) -> None:
+        """Take a request out of the queue."""
+        self.queue.remove(waiting)
+        self._admission.n_waiting_in_all -= 1
+
+    def end(self, started_s: float) -> None:
+        """Take back a slot, learn how long it was in use, and hand it on."""
+        now_s = self.clock()
+        self.n_running -= 1
+        service_s, known_s = now_s - started_s, self._service_s
+        self._service_s = service_s if known_s is None else known_s + _LEARNING_RATE * (service_s - known_s)
+        if len(self.queue):
+            self.pump(now_s)
+
+    def pump(self, now_s: float) -> None:
+        """Hand out the slots that are free, in turn."""
+        while self._has_room() and (waiting := self.queue.pop(now_s)) is not None:
+            self._admission.n_waiting_in_all -= 1
+            if waiting.latest_start_s < now_s:
+                self._turn_away(waiting, ShedReason.DEADLINE)
+                continue
+            self.n_running += 1
+            waiting.item.wake(PlaceState.RUNNING, now_s)
+            self._admission.hooks.on_turn(self.tier, waiting.priority, now_s - waiting.entered_s)
+
+    def shed(self, waiting: Waiting[Place], reason: ShedReason) -> None:
+        """Turn away a request that waits."""
+        self.remove(waiting)
+        self._turn_away(waiting, reason)
+
+    def _turn_away(self, waiting: Waiting[Place], reason: ShedReason) -> None:
+        """Tell a request that it lost its place."""
+        shed = self.refuse(waiting.priority, reason, self._time_of(len(self.queue)))
+        waiting.item.wake(PlaceState.SHED, self.clock(), shed)
+
+    def refuse(self, priority: Priority, reason: ShedReason, retry_after_s: float = 1.0) -> Shed:
+        """Say why a request gets no place."""
+        self._admission.hooks.on_shed(self.tier, priority, reason)
+        return Shed(
+            tier=self.tier, reason=reason, retry_after_s=min(max(math.ceil(retry_after_s), 1), _MAX_RETRY_AFTER_S)
+        )
+
+    def _make_room(self, priority: Priority, now_s: float) -> bool:
+        """Return whether one more may wait; in a full queue one of a lower class gives way."""
+        admission = self._admission
+        is_full = len(self.queue) >= admission.settings.max_waiting
+        if not is_full and admission.n_waiting_in_all < admission.settings.max_waiting_in_all:
+            return True
+        displaced = self.queue.find_displaced(priority, now_s)
+        if displaced is None:
+            return False
+        self.shed(displaced, ShedReason.QUEUE_FULL)
+        return True
+
+    def _time_of(self, n: int) -> float:
+        """Return the time in which ``n`` slots become free; 0 while no time of service is known."""
+        return n * (self._service_s or 0.0) / max(self.share, self.n_running)
+
+    def _has_room(self) -> bool:
+        n = self.n_running
+        return n < self.share or (n < self._limit and n + self._admission.fleet.others(self.tier) < self._limit)
+
+
+class Admission:
+    """Lets requests onto the tiers of one worker process.
+
+    Args:
+        limits: Of every served tier.
+        settings: The bounds of waiting.
+        clock: Monotonic seconds, the gateway's own.
+        fleet: The worker processes; ``None`` when there is one.
+        hooks: Who is told.
+
+    Attributes:
+        n_waiting_in_all: Requests that wait, for whatever tier; likewise ``settings`` and the others as passed in.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, TierLimit],
+        settings: AdmissionSettings,
+        *,
+        clock: Callable[[], float],
+        fleet: Fleet | None = None,
+        hooks: AdmissionHooks | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.fleet = Fleet() if fleet is None else fleet
+        self.hooks = AdmissionHooks() if hooks is None else hooks
+        self.n_waiting_in_all = 0
+        self._is_draining = False
+        self._gates: dict[str, _Gate] = {}
+        self.update(limits)
+
+    def enter(
+        self,
+        tier: str,
+        *,
+        priority: Priority = Priority.NORMAL,
+        key: str | None = None,
+        deadline_s: float | None = None,
+        predicted_s: float | None = None,
+    ) -> Place | Shed:
+        """Ask for a slot: a place that runs or waits (``Place.turn`` tells), or why there is none.
+
+        A free slot is given whatever the deadline: whether an idle tier is fast enough is routing's question.
+
+        Args:
+            tier: Where.
+            priority: Of the request.
+            key: Whose it is; ``None`` when unknown, and then no share is kept.
+            deadline_s: Instant by which it must have been served; ``None`` without one (see ``find_deadline``).
+            predicted_s: Time from its start to what the deadline is about; ``None`` counts as none.
+
+        Raises:
+            KeyError: The tier is not served.
+        """
+        gate = self._gates[tier]
+        if self._is_draining:
+            return gate.refuse(priority, ShedReason.DRAINING)
+        if gate.n_running < gate.share:
+            gate.n_running += 1
+            return Place(gate, self.clock())
+        return gate.wait_or_shed(priority, key, deadline_s, predicted_s)
+
+    def update(self, limits: Mapping[str, TierLimit], settings: AdmissionSettings | None = None) -> None:
+        """Put new limits, and settings where given, in force, as a reload does; requests keep their places.
+
+        Tiers that are not named keep their limit: requests may still be there.
+        """
+        if settings is not None:
+            self.settings = settings
+            for gate in self._gates.values():
+                gate.queue.promote_after_s = settings.promote_after_s
+        for tier, limit in limits.items():
+            if tier in self._gates:
+                self._gates[tier].set_limit(limit)
+            else:
+                self._gates[tier] = _Gate(self, tier, limit)
+        self.tick()
+
+    def tick(self) -> None:
+        """Shed who is past its latest start and hand out slots that other workers gave back; once a second or so.
+
+        Every waiting request has a timer of its own and every end hands on, so this is for what neither sees.
+        """
+        now_s = self.clock()
+        for gate in self._gates.values():
+            for waiting in gate.queue.find_expired(now_s):
+                gate.shed(waiting, ShedReason.DEADLINE)
+            gate.pump(now_s)
+
+    def drain(self) -> None:
+        """Let nobody in any more; who waits keeps its place."""
+        self._is_draining = True
+
+    def shed_waiting(self) -> None:
+        """Turn away everybody who waits, as at the end of a drain."""
+        for gate in self._gates.values():
+            for waiting in gate.queue:
+                gate.shed(waiting, ShedReason.DRAINING)
+
+    def n_waiting(self, tier: str) -> int:
+        """Return how many wait for a tier."""
+        return len(self._gates[tier].queue)
+
+    def n_running(self, tier: str) -> int:
+        """Return how many of this process have a slot of a tier."""
+        return self._gates[tier].n_running

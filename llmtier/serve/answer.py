@@ -21,7 +21,7 @@ from llmtier.serve.metrics import DRIFT
 from llmtier.serve.planner import RETRY_AFTER_S, Plan, Planner
 from llmtier.serve.record import FAILOVER, Record, Recorder, RequestOutcome, begin
 from llmtier.serve.refusal import RequestRefusedError, error_event
-from llmtier.serve.relay import Errand, StreamRelay, UpstreamError, UpstreamFault, is_events, open_answer, read_whole
+from llmtier.serve.relay import Errand, StreamRelay, UpstreamError, UpstreamFault, open_answer
 from llmtier.serve.signals import SignalReader, make_asker
 from llmtier.serve.sse_relay import SseRelay, read_finish_reason, read_usage
 from llmtier.serve.state import AppState
@@ -140,16 +140,13 @@ class CompletionHandler:
         record, state = exchange.record, self._state
         errand = self._make_errand(exchange, tier_name)
         record.sent_s = record.sent_s or state.clock()
-        answer = await open_answer(errand, clock=state.clock)
-        try:
-            record.status = answer.status
-            _announce(exchange.reply, record)
-            if errand.is_stream and is_events(answer):
-                await self._relay_events(exchange, errand, answer, flight)
-            else:
-                await self._relay_whole(exchange, errand, answer)
-        finally:
-            answer.close()
+        answer, body = await open_answer(errand, clock=state.clock)
+        record.status = answer.status
+        _announce(exchange.reply, record)
+        if body is None:
+            await self._relay_events(exchange, errand, answer, flight)
+        else:
+            self._relay_whole(exchange, answer, body)
 
     def _make_errand(self, exchange: _Exchange, tier_name: str) -> Errand:
         state = self._state
@@ -167,9 +164,8 @@ class CompletionHandler:
             stall_s=state.deadlines.stall_s,
         )
 
-    async def _relay_whole(self, exchange: _Exchange, errand: Errand, answer: UpstreamAnswer) -> None:
+    def _relay_whole(self, exchange: _Exchange, answer: UpstreamAnswer, body: bytes) -> None:
         record = exchange.record
-        body = await read_whole(errand, answer, clock=self._state.clock)
         is_ok = answer.status < 400
         if is_ok:
             record.last_s = self._state.clock()

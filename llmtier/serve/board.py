@@ -43,8 +43,11 @@ class WorkerSlot(IntEnum):
     LOST_S = 5  # when it last failed to reach the engine
 
 
-N_COUNTS = WorkerSlot.LOST_S
+N_COUNTS = int(WorkerSlot.LOST_S)
 """The first slots of a worker: its counts, in the order of ``TierLedger.counts``."""
+
+_N_ENGINE, _N_WORKER = len(EngineSlot), len(WorkerSlot)
+_ALIVE, _ALIVE_S, _LOST_S = int(EngineSlot.ALIVE), int(EngineSlot.ALIVE_S), int(WorkerSlot.LOST_S)
 
 _UNKNOWN = (
     EngineSlot.N_WAITING,
@@ -70,7 +73,7 @@ class BoardShape:
     @property
     def n_slots(self) -> int:
         """Floats in all."""
-        return len(self.tiers) * (len(EngineSlot) + self.n_workers * len(WorkerSlot))
+        return len(self.tiers) * (_N_ENGINE + self.n_workers * _N_WORKER)
 
 
 class Board:
@@ -83,7 +86,11 @@ class Board:
 
     def __init__(self, shape: BoardShape, memory: "ctypes.Array[ctypes.c_double] | None" = None) -> None:
         self.shape = shape
-        self._index = {name: number for number, name in enumerate(shape.tiers)}
+        self._n_workers = shape.n_workers
+        self._stride = len(shape.tiers) * _N_WORKER  # from a worker to the next
+        self._engines = {name: number * _N_ENGINE for number, name in enumerate(shape.tiers)}
+        first = len(shape.tiers) * _N_ENGINE
+        self._firsts = {name: first + number * _N_WORKER for number, name in enumerate(shape.tiers)}
         raw = memoryview(bytearray(8 * shape.n_slots)) if memory is None else memoryview(memory).cast("B")
         self._slots = raw.cast("d")
         if memory is None:
@@ -99,11 +106,11 @@ class Board:
 
     def engine(self, tier: str, slot: EngineSlot) -> float:
         """Return what is known of a tier's engine."""
-        return self._slots[self._index[tier] * len(EngineSlot) + slot]
+        return self._slots[self._engines[tier] + slot]
 
     def set_engine(self, tier: str, slot: EngineSlot, value: float) -> None:
         """Write what is known of a tier's engine; for the control process."""
-        self._slots[self._index[tier] * len(EngineSlot) + slot] = value
+        self._slots[self._engines[tier] + slot] = value
 
     def set_counts(self, worker: int, tier: str, counts: Sequence[float]) -> None:
         """Write what a worker has on a tier, in the order of ``WorkerSlot``; for that worker."""
@@ -114,7 +121,7 @@ class Board:
 
     def others(self, worker: int, tier: str) -> tuple[float, ...] | None:
         """Return the sums of what the other workers have on a tier; ``None`` when there are none."""
-        if self.shape.n_workers == 1:
+        if self._n_workers == 1:
             return None
         slots = self._slots
         starts = [self._start(other, tier) for other in range(self.shape.n_workers) if other != worker]
@@ -122,9 +129,11 @@ class Board:
 
     def n_in_flight(self, tier: str) -> float:
         """Return how many requests all workers have on a tier."""
-        slots = self._slots
-        starts = [self._start(worker, tier) for worker in range(self.shape.n_workers)]
-        return sum(slots[at + WorkerSlot.N_DECODING] + slots[at + WorkerSlot.N_PREFILLING] for at in starts)
+        slots, at, n = self._slots, self._firsts[tier], 0.0
+        for _ in range(self._n_workers):
+            n += slots[at] + slots[at + 1]  # those that decode, and those before
+            at += self._stride
+        return n
 
     def note_lost(self, worker: int, tier: str, now_s: float) -> None:
         """Write that a worker could not reach a tier's engine; for that worker."""
@@ -132,22 +141,24 @@ class Board:
 
     def is_alive(self, tier: str) -> bool:
         """Return whether a tier's engine answered last time, and nobody has failed to reach it since."""
-        if not self.engine(tier, EngineSlot.ALIVE):
+        slots, start = self._slots, self._engines[tier]
+        if not slots[start + _ALIVE]:
             return False
-        alive_s = self.engine(tier, EngineSlot.ALIVE_S)
-        slots = self._slots
-        return all(
-            slots[self._start(worker, tier) + WorkerSlot.LOST_S] <= alive_s for worker in range(self.shape.n_workers)
-        )
+        alive_s = slots[start + _ALIVE_S]
+        at = self._firsts[tier] + _LOST_S
+        for _ in range(self._n_workers):
+            if slots[at] > alive_s:
+                return False
+            at += self._stride
+        return True
 
     def clear_worker(self, worker: int) -> None:
         """Take everything of a worker off the board: it has not started yet, or it is dead."""
         for tier in self.shape.tiers:
-            self.set_counts(worker, tier, [0.0] * len(WorkerSlot))
+            self.set_counts(worker, tier, [0.0] * _N_WORKER)
 
     def _start(self, worker: int, tier: str) -> int:
-        n_tiers = len(self.shape.tiers)
-        return n_tiers * len(EngineSlot) + (worker * n_tiers + self._index[tier]) * len(WorkerSlot)
+        return self._firsts[tier] + worker * self._stride
 
 
 def share(shape: BoardShape) -> "ctypes.Array[ctypes.c_double]":

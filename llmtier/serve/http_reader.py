@@ -4,11 +4,12 @@ Holds the reader that makes requests of one connection's bytes over llhttp. Owns
 cannot be served becomes a refusal for the server to send. llhttp in its strict mode refuses what parsers disagree on
 (bare CR or LF, folded lines, spaces before a colon, doubled or mixed framing, chunk sizes that are no plain hex
 number); the checks here are those that it leaves to its user. Chunk extensions are ignored, as the RFC demands, and
-trailer fields dropped: neither goes on to an engine.
+trailer fields dropped: neither is forwarded to an engine.
 Specification: RFC 9112, https://www.rfc-editor.org/rfc/rfc9112
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +23,8 @@ _MAX_DIGITS = 19  # of 2**63 - 1; Python refuses to convert thousands of leading
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 _METHODS = {name.encode(): name for name in ("POST", "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH")}
 _WRONG_VERSION = frozenset({"Invalid HTTP version", "Pause on PRI/Upgrade", "Expected HTTP/2 Connection Preface"})
+
+Header = tuple[bytes, bytes]
 
 
 @dataclass(slots=True)
@@ -68,12 +71,14 @@ class RequestReader:
         "_budget",
         "_chunks",
         "_content_bytes",
+        "_framing",
         "_headers",
         "_is_http10",
         "_is_open",
         "_limits",
         "_max_run_bytes",
         "_n_body_bytes",
+        "_n_headers",
         "_n_run_bytes",
         "_n_slice_bytes",
         "_now_s",
@@ -83,6 +88,7 @@ class RequestReader:
         "_target",
         "fault",
         "is_ended",
+        "on_header",
         "phase",
         "requests",
         "since_s",
@@ -93,7 +99,6 @@ class RequestReader:
         self._limits = limits
         self._budget = budget
         self._max_run_bytes = limits.head_bytes + _SLICE_BYTES
-        self._parser = httptools.HttpRequestParser(self)
         self.requests: deque[HttpRequest] = deque()
         self.fault: RequestRefusedError | None = None
         self.phase = _IDLE
@@ -101,7 +106,9 @@ class RequestReader:
         self.wants_continue = False
         self.is_ended = False
         self._target = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: list[Header] = []
+        self._framing: list[Header] = []  # those of them that say how long the request is, and Host
+        self._n_headers = 0
         self._pieces: list[bytes] = []
         self._chunks = bytearray()
         self._n_slice_bytes = self._n_body_bytes = 0
@@ -109,6 +116,8 @@ class RequestReader:
         self._is_open = True
         self._is_http10 = False
         self._content_bytes: int | None = None
+        self.on_header = _taker(self._headers, self._framing)
+        self._parser = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes, now_s: float) -> bytes:
         """Read ``data``; return what follows a request that became complete, unread.
@@ -158,11 +167,6 @@ class RequestReader:
         """Take a piece of the target."""
         self._target += piece
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; a trailer's field is dropped, since it could pass for one."""
-        if self.phase is _HEAD:
-            self._headers.append((name.lower(), value.strip()))
-
     def on_headers_complete(self) -> None:
         """Check what llhttp does not; begin the body."""
         if self._n_run_bytes > self._limits.head_bytes:
@@ -171,7 +175,7 @@ class RequestReader:
             raise _refuse("the request's target must be a path, such as /v1/chat/completions")
         version = self._parser.get_http_version()
         self._is_http10 = version == "1.0"
-        framing = [field for field in self._headers if field[0] in _FRAMING]
+        framing = self._framing
         fields = dict(framing)
         length = fields.get(b"content-length")
         if length is not None:
@@ -181,6 +185,7 @@ class RequestReader:
         self.phase = _BODY
         self.since_s = self._now_s
         self._n_run_bytes = 0
+        self._n_headers = len(self._headers)
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body, within limits."""
@@ -208,7 +213,7 @@ class RequestReader:
             _METHODS.get(method) or method.decode("latin-1"),
             path,
             query,
-            self._headers,
+            self._headers[: self._n_headers],  # what follows are a trailer's, and could pass for headers
             b"".join(self._pieces),
             self._received_s,
             self._now_s,
@@ -222,7 +227,8 @@ class RequestReader:
         self.phase = _IDLE
         self.wants_continue = False
         self._target = b""  # all these are the request's now, and no idle connection is to keep them
-        self._headers = []
+        self._headers.clear()
+        self._framing.clear()
         self._pieces = []
         self._n_body_bytes = 0
         if not is_keep_alive:
@@ -285,7 +291,7 @@ class RequestReader:
             raise self._too_large()
         return n_bytes
 
-    def _check_framing(self, framing: list[tuple[bytes, bytes]], version: str) -> None:
+    def _check_framing(self, framing: list[Header], version: str) -> None:
         """Check what few requests have: another version, chunks, an expectation, anything twice."""
         if version not in {"1.0", "1.1"}:
             raise _refuse(f"HTTP/{version} is not spoken here; use HTTP/1.1", status=505, code="http_version")
@@ -333,7 +339,8 @@ class RequestReader:
 
     def _drop_rest(self) -> None:
         self._target = b""
-        self._headers = []
+        self._headers.clear()
+        self._framing.clear()
         self._budget.n_bytes -= self._n_body_bytes
         self._n_body_bytes = 0
         self._pieces = []
@@ -346,6 +353,20 @@ class RequestReader:
     def _head_too_large(self) -> RequestRefusedError:
         message = f"the request's headers are longer than {self._limits.head_bytes} bytes"
         return RequestRefusedError(message, status=431, code="headers_too_large")
+
+
+def _taker(headers: list[Header], framing: list[Header]) -> Callable[[bytes, bytes], None]:
+    """Return the callback that takes a header, called so often that it looks up no attributes."""
+    take, take_framing = headers.append, framing.append
+
+    def on_header(name: bytes, value: bytes) -> None:
+        name = name.lower()
+        header = (name, value.strip())
+        take(header)
+        if name in _FRAMING:
+            take_framing(header)
+
+    return on_header
 
 
 def _refuse(message: str, *, status: int = 400, code: str = "bad_request") -> RequestRefusedError:

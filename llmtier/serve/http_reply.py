@@ -208,7 +208,9 @@ class Reply:
             self._has_body, body = False, b""
             self._write_end(head + b"\r\n")
         elif self._has_body and len(body) < _JOIN_BYTES:
-            self._write_end(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
+            self.is_finished = True
+            if not self.is_client_gone:
+                self._channel.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
         else:
             self._write_end(b"%bcontent-length: %d\r\n\r\n" % (head, len(body)), body)
 

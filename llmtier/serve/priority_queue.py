@@ -60,13 +60,13 @@ class PriorityQueue(Generic[T]):
     """One tier's queue; unbounded itself, so its owner asks ``len`` first.
 
     Args:
-        promote_after_s: Time after which a waiting request is overdue.
+        promote_after_s: Time after which a waiting request is overdue; may be changed at any time.
     """
 
-    __slots__ = ("_by_age", "_lines", "_n_of", "_n_pushed", "_n_turns", "_promote_after_s")
+    __slots__ = ("_by_age", "_lines", "_n_of", "_n_pushed", "_n_turns", "promote_after_s")
 
     def __init__(self, *, promote_after_s: float) -> None:
-        self._promote_after_s = promote_after_s
+        self.promote_after_s = promote_after_s
         self._lines: tuple[_Line[T], ...] = tuple([] for _ in Priority)
         self._by_age: dict[int, Waiting[T]] = {}
         self._n_of: Counter[str] = Counter()
@@ -103,13 +103,11 @@ class PriorityQueue(Generic[T]):
 
         One that is past its latest start is handed out as well, and costs nobody a turn.
         """
-        chosen = oldest = next(iter(self._by_age.values()), None)
+        oldest = next(iter(self._by_age.values()), None)
         if oldest is None:
             return None
-        is_due = self._is_overdue(oldest, now_s) and self._n_turns >= OVERDUE_EVERY - 1
-        if not is_due:
-            chosen = next(line for line in self._lines if line)[0][2]
-        assert chosen is not None
+        is_due = self._n_turns >= OVERDUE_EVERY - 1 and self._is_overdue(oldest, now_s)
+        chosen = oldest if is_due else next(line for line in self._lines if line)[0][2]
         self.remove(chosen)
         if now_s <= chosen.latest_start_s:
             self._n_turns = 0 if chosen is oldest else self._n_turns + 1
@@ -146,4 +144,4 @@ class PriorityQueue(Generic[T]):
         return [waiting for waiting in self._by_age.values() if waiting.latest_start_s < now_s]
 
     def _is_overdue(self, waiting: Waiting[T], now_s: float) -> bool:
-        return now_s - waiting.entered_s >= self._promote_after_s
+        return now_s - waiting.entered_s >= self.promote_after_s

@@ -6,6 +6,7 @@ Reads nothing from disk. Signals only ask the server to stop, so that the caller
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -190,6 +191,17 @@ class Ending:
         self.asked.set()
 
 
+def calm_collector() -> None:
+    """Let the garbage collector look at what requests leave behind, seldom, and never again at what was loaded.
+
+    Requests leave few cycles; looking for them after each 700 new objects, all modules included, takes 5 % of a
+    gateway's processor time and some milliseconds now and then.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 def run_in_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run ``main`` to its end on uvloop where it is installed, else on asyncio's own loop."""
     try:
@@ -207,9 +219,10 @@ async def _end(server: HttpServer, ending: Ending, grace_s: float) -> None:
         draining = group.create_task(server.drain(grace_s))
         forced = group.create_task(ending.forced.wait())
         await asyncio.wait((draining, forced), return_when=asyncio.FIRST_COMPLETED)
+        n_cut = draining.result() if draining.done() else 0
         draining.cancel()
         forced.cancel()
-    n_cut = await server.drain(0.0)
+    n_cut += await server.drain(0.0)
     if n_cut:
         logger.warning("requests were cut at the end", extra={"n_requests": n_cut})
 

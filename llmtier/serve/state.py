@@ -1,7 +1,8 @@
 """What one gateway is made of, all of it passed in: nothing here is read from disk or the environment."""
 
+import itertools
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,9 +40,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def new_request_id() -> str:
-    """Return an id that no other request has."""
-    return f"req-{uuid.uuid4().hex}"
+def number_requests() -> Callable[[], str]:
+    """Return what makes ids that no other request has: a random part for this process, and a number."""
+    start = f"req-{secrets.token_hex(8)}-"
+    numbers = itertools.count(1)
+    return lambda: f"{start}{next(numbers):x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,4 +93,4 @@ class AppState:
     page: Callable[[], Awaitable[bytes]] | None = None
     clock: Callable[[], float] = time.perf_counter
     now: Callable[[], datetime] = utc_now
-    new_id: Callable[[], str] = new_request_id
+    new_id: Callable[[], str] = field(default_factory=number_requests)

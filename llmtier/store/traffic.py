@@ -254,6 +254,7 @@ class TrafficWriter:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         n_lost = collect_lost(self._directory)
         self._mark = OpenMark(self._directory)
+        self._buffer.warm()
         return n_lost
 
     def note_taken(self, n_rows: int) -> None:

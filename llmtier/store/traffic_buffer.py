@@ -97,6 +97,12 @@ class RowBuffer:
         self._n_settled += batch.num_rows
         self._n_bytes += batch.get_total_buffer_size()
 
+    def warm(self) -> None:
+        """Load what the first rows would have to wait for: where pandas is installed, pyarrow imports it then."""
+        import pyarrow as pa
+
+        pa.array([None])
+
     def _settle_alone(self, row: Cells) -> bool:
         """Keep one row of a batch that could not be kept, without half surrogate pairs; return whether it could be."""
         try:

@@ -263,6 +263,7 @@ async def rigged(make_state, running_gateway, *, names=("small", "large"), **cha
         engines = {name: await stack.enter_async_context(scripted_server()) for name in names}
         changes.setdefault("watch", SELDOM)
         state = make_state({name: engine.url for name, engine in engines.items()}, **changes)
+        state.pool._clock = state.clock
         url = await stack.enter_async_context(running_gateway(state))
         client = await stack.enter_async_context(aiohttp.ClientSession(url))
         yield Rig(engines, url, client, state)

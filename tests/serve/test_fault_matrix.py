@@ -31,6 +31,8 @@ SAVED = token("saved") + DONE
 HALF = b"HTTP/1.1 200 OK\r\ncontent-ty"
 OF_LENGTH = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: 9999\r\n\r\n"
 BROKEN, LATE = (502, "upstream_error"), (504, "upstream_timeout")
+PATIENT = Deadlines(first_byte_s=10, stall_s=10, total_s=15)
+LIMITS = {BROKEN: PATIENT, LATE: Deadlines(first_byte_s=0.4, stall_s=0.4, total_s=15)}
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def anyio_backend():
 
 @pytest.fixture
 def rig(make_state, running_gateway):
-    return partial(rigged, make_state, running_gateway, deadlines=Deadlines(first_byte_s=0.3, stall_s=0.3, total_s=15))
+    return partial(rigged, make_state, running_gateway, deadlines=PATIENT)
 
 
 def saying(*steps):
@@ -89,14 +91,18 @@ STREAMS_ONLY = {
     "events shorter than their length": (saying(OF_LENGTH % b"text/event-stream", SAVED[:9], Step.CLOSE), BROKEN),
 }
 CASES = [
-    *(pytest.param(*case, stream, id=f"{name}, {stream=}") for name, case in ANYWAY.items() for stream in (True, False)),
+    *(
+        pytest.param(*case, stream, id=f"{name}, {stream=}")
+        for name, case in ANYWAY.items()
+        for stream in (True, False)
+    ),
     *(pytest.param(*case, True, id=name) for name, case in STREAMS_ONLY.items()),
 ]
 
 
 @pytest.mark.parametrize(("break_it", "refusal", "stream"), CASES)
 async def test_another_tier_answers_when_one_fails_before_the_first_byte(rig, break_it, refusal, stream):
-    async with rig() as ground:
+    async with rig(deadlines=LIMITS[refusal]) as ground:
         break_it(ground.small)
         status, headers, body = await ground.ask(stream=stream)
         counts = await ground.counts()
@@ -110,7 +116,7 @@ async def test_another_tier_answers_when_one_fails_before_the_first_byte(rig, br
 
 @pytest.mark.parametrize(("break_it", "refusal", "stream"), CASES)
 async def test_the_client_is_told_when_no_tier_is_left(rig, break_it, refusal, stream):
-    async with rig(names=["small"]) as ground:
+    async with rig(names=["small"], deadlines=LIMITS[refusal]) as ground:
         break_it(ground.small)
         status, headers, body = await ground.ask(stream=stream)
         counts = await ground.counts()
@@ -135,7 +141,7 @@ async def test_a_whole_answer_that_never_comes_is_a_504(rig):
 
 
 async def test_a_late_engine_is_told_to_stop(rig):
-    async with rig() as ground:
+    async with rig(deadlines=LIMITS[LATE]) as ground:
         ground.small.say(EVENTS, Step.HANG)
         assert 200 == (await ground.ask(stream=True))[0]
         await ground.small.left()

@@ -6,6 +6,8 @@ from contextlib import suppress
 
 import pytest
 
+from llmtier.serve.http_server import HttpServer
+from llmtier.serve.http_session import Session
 from tests.serve.http_serving import GET, Clock, Hanging, ask, echo, read_answer, serving, until
 
 pytestmark = pytest.mark.anyio
@@ -295,3 +297,78 @@ async def test_a_dropped_client_frees_its_place():
         await until(lambda: not server.n_connections)
 
         assert 200 == (await ask(connect, GET % b"a"))[0]
+
+
+async def test_a_request_whose_client_leaves_before_it_begins_is_forgotten():
+    hanging = Hanging()
+    async with serving(hanging) as (server, connect):
+        await connect()
+        await until(lambda: server.n_connections)
+        (session,) = server._shared.connections
+        session.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na")
+        session.eof_received()
+        await until(lambda: not server.n_open)
+
+        assert 0 == server._shared.budget.n_bytes
+        assert len(hanging.replies) == hanging.n_cancelled
+
+
+async def test_a_request_sent_ahead_is_timed_from_its_turn():
+    clock = Clock()
+
+    async def handler(request, reply):
+        if request.path == "/first":
+            await asyncio.sleep(0)
+            clock.now_s += 1_000
+        await echo(request, reply)
+
+    async with serving(handler, clock=clock) as (server, connect):
+        reader, writer = await connect()
+        writer.write(GET % b"first" + b"GET /second HTTP/1.1\r\n")
+        await read_answer(reader)
+        server.sweep()
+        writer.write(b"Host: x\r\n\r\n")
+
+        assert b"/second " == (await read_answer(reader))[2]
+
+
+class Congested:
+    """A transport whose buffer always holds as much as before."""
+
+    is_aborted = False
+
+    def set_write_buffer_limits(self, high):
+        pass
+
+    def get_extra_info(self, name):
+        return None
+
+    def get_write_buffer_size(self):
+        return 70_000
+
+    def write(self, data):
+        pass
+
+    def abort(self):
+        self.is_aborted = True
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_a_buffer_filled_anew_is_no_standstill(moves, monkeypatch):
+    monkeypatch.setattr("llmtier.serve.http_session._n_unacknowledged_bytes", lambda _: 0)
+    clock = Clock()
+    server = HttpServer(echo, clock=clock)
+    session = Session(server._shared)
+    transport = Congested()
+    session.connection_made(transport)
+    for _ in range(10):
+        session.pause_writing()
+        server.sweep()
+        clock.now_s += 10
+        if moves:
+            session.resume_writing()
+
+    assert moves is not transport.is_aborted
