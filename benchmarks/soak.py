@@ -14,21 +14,22 @@ lose is ``cut_by_kill``, within a second of the kill. All else is bad:
 - ``bad_by_fault``: what engines did to the requests that ended badly.
 - ``rss_growth_bytes``: of the processes that lived all the time, after a warm-up; see ``support/soak_memory.py``.
 - ``in_flight_at_rest``: what the gateway counts as under way when nothing is.
-- ``cancelled_within_s``: from a client's leaving to its engine's seeing it.
+- ``cancelled_within_s``: from a client's leaving to its engine's seeing it, but for engines that were stopped.
 
 Example: python benchmarks/soak.py --json benchmarks/results/soak.json --minutes 30
 """
 
 import argparse
 import asyncio
-import contextlib
 import json
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -70,7 +71,7 @@ class Plan:
     fault_share: float = 0.12
     n_workers: int = 2
     request_timeout_s: float = 8.0
-    intervals: Intervals = Intervals()
+    intervals: Intervals = field(default_factory=Intervals)
     seed: int = 0
 
 
@@ -95,7 +96,7 @@ async def soak(plan: Plan, engines: EngineHost, gateway: Gateway) -> dict[str, A
         counts = _read_counts(gateway)
         drain = await _drain(plan, clients, gateway)
     return {
-        **report(clients.tally, engines.journal),
+        **report(clients.tally, engines.journal, chaos.stops_s),
         **report_memory(chaos.watched.rss),
         **counts,
         "drain": drain,
@@ -111,7 +112,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
         BaseException: What it failed with before.
     """
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+    with suppress(asyncio.CancelledError):
         await task
 
 
@@ -145,11 +146,15 @@ def _read_counts(gateway: Gateway) -> dict[str, Any]:
     return {"in_flight_at_rest": sum(in_flight.values()), "gateway_counts": requests}
 
 
-def report(tally: Tally, journal: Path) -> dict[str, Any]:
+def report(tally: Tally, journal: Path, stops_s: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Return what became of all requests, and what the engines had done to those that ended badly."""
     faults, gone_s = read_journal(journal)
     outcomes = {str(name): tally.outcomes[name] for name in Outcome}
-    delays_s = [gone_s[name] - left_s for name, left_s in tally.left_s.items() if name in gone_s]
+    delays_s = [
+        gone_s[name] - left_s
+        for name, left_s in tally.left_s.items()
+        if name in gone_s and not any(begun_s <= left_s <= ended_s for begun_s, ended_s in stops_s)
+    ]
     by_fault = Counter(f"{faults.get(name, 'no fault')} -> {how}" for name, how in tally.bad_ids.items())
     return {
         "requests": sum(tally.outcomes.values()),

@@ -4,6 +4,7 @@ Keeps the engines' processes and starts killed ones anew on their ports; watches
 """
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,9 @@ from support.soak_gateway import Gateway
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 WATCH_S = 1.0
+BROKEN_S = 1.0
+"""How long the file stays broken after such a reload; a worker that is started meanwhile has to wait."""
+
 DOWN_S = (0.3, 3.0)
 """How long a killed engine is away; likewise a stopped one."""
 
@@ -111,13 +115,14 @@ class Chaos:
         rng: For instants and victims.
 
     Attributes:
-        kills_s: Instants at which a worker was killed.
+        kills_s: Instants at which a worker was killed; likewise ``stops_s`` from which to which an engine was stopped.
         done: How often what was done.
         watched: Meanwhile.
     """
 
     def __init__(self, engines: EngineHost, gateway: Gateway, rng: Random) -> None:
         self.kills_s: list[float] = []
+        self.stops_s: list[tuple[float, float]] = []
         self.done: Counter[str] = Counter()
         self.watched = Watched()
         self._engines = engines
@@ -173,7 +178,9 @@ class Chaos:
         await self._away(signal.SIGKILL, self._engines.start, "engine killed")
 
     async def _stop_engine(self) -> None:
+        begun_s = time.monotonic()
         await self._away(signal.SIGSTOP, lambda tier: self._engines.send(tier, signal.SIGCONT), "engine stopped")
+        self.stops_s.append((begun_s, time.monotonic()))
 
     async def _hang_engine(self) -> None:
         tier = self._take_engine()
@@ -191,6 +198,24 @@ class Chaos:
                 self.done["worker killed"] += 1
 
     async def _reload(self) -> None:
+        """Have the configuration read again: changed, or broken for a moment, and then the old one must hold."""
+        config = self._gateway.config
+        valid = config.read_text(encoding="utf-8")
+        is_broken = self.done["reload"] % 3 == 2
+        config.write_text("{" if is_broken else swap_rule_name(valid), encoding="utf-8")
         with suppress(psutil.Error):
             self._gateway.process.send_signal(signal.SIGHUP)
             self.done["reload"] += 1
+        try:
+            await asyncio.sleep(BROKEN_S if is_broken else 0.0)
+        finally:
+            if is_broken:
+                config.write_text(valid, encoding="utf-8")
+
+
+def swap_rule_name(text: str) -> str:
+    """Return a configuration that means the same, with its rules called otherwise."""
+    document = json.loads(text)
+    for rule in document["routing"]["rules"]:
+        rule["name"] = rule["pin"] if rule["name"].endswith("'") else f"{rule['pin']}'"
+    return json.dumps(document, indent=1)

@@ -40,6 +40,8 @@ GAP_S = (0.0, 0.02)
 """Between two writes of a stream, the same for all of one stream."""
 
 FREEZE_S, PAUSE_S = 2.0, 1.0
+CARD = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"soak","max_model_len":1000000}]}'
+PAGES = {"/v1/models": CARD, "/version": b'{"version":"soak"}'}
 METRICS = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\nvllm:num_requests_waiting 0\n"
 NO_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
 _STATUSES = {
@@ -215,7 +217,7 @@ class Connection(asyncio.Protocol):
         self._request = None
 
     async def _send_page(self, path: str) -> None:
-        page, kind = b'{"object":"list","data":[{"id":"m","object":"model"}]}', "application/json"
+        page, kind = PAGES.get(path, b"{}"), "application/json"
         if path == "/metrics":
             luck = self._engine.rng.random()
             if luck < 0.05:

@@ -36,12 +36,13 @@ class Gateway:
     Attributes:
         url: Where it serves; likewise ``admin_url`` of the control process.
         process: The control process, whose children are the workers.
-        log: Its output.
+        config: Its file; likewise ``log``, its output.
     """
 
     url: str
     admin_url: str
     process: psutil.Popen
+    config: Path
     log: Path
 
     def worker_pids(self) -> list[int]:
@@ -140,7 +141,7 @@ def running_gateway(config: Path, *, n_workers: int) -> Iterator[Gateway]:
             cwd=config.parent,
             start_new_session=True,
         )
-    gateway = Gateway(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}", process, log)
+    gateway = Gateway(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}", process, config, log)
     try:
         _await_ready(gateway)
         yield gateway

@@ -5,7 +5,7 @@ Reads ``llmtier.yaml``, the policy with its scorer, and the profiles; writes the
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -180,7 +180,7 @@ async def run(
 ) -> None:
     """Keep engines and gateway up until a signal."""
     from llmtier.cli.engines import LOG_DIR, find_interpreters
-    from llmtier.cli.serve_state import make_state, to_served
+    from llmtier.cli.serve_state import make_state, renew_state, to_served
     from llmtier.engine.hardware import detect_hardware
     from llmtier.engine.tier import running_tiers
     from llmtier.serve.run import serve_forever
@@ -194,7 +194,7 @@ async def run(
             return
         state = make_state(config, served, routing, rules=rules, signals=signals, default_tier=plan.default_tier)
         await serve_forever(
-            state,
+            replace(state, reload=partial(renew_state, plan.config)),
             host=plan.host,
             port=plan.port,
             admin_port=plan.admin_port,

@@ -5,6 +5,7 @@ Reads files; starts and listens to nothing.
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmtier.cli import logs, output
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from llmtier.serve.keys import KeyRing
     from llmtier.serve.log import TrafficLog
     from llmtier.serve.metrics import Metrics
-    from llmtier.serve.pool import ServedTier
+    from llmtier.serve.pool import ServedTier, TierPool
     from llmtier.serve.signals import SignalPlan
     from llmtier.serve.state import AppState
     from llmtier.store.config_model import Config
@@ -96,24 +97,79 @@ def make_state(
     worker: int = 0,
 ) -> "AppState":
     """Put the gateway together."""
-    from llmtier.serve.caps import Caps
-    from llmtier.serve.http_server import ServerLimits
     from llmtier.serve.metrics import Metrics
     from llmtier.serve.pool import TierPool
-    from llmtier.serve.relay import Deadlines
-    from llmtier.serve.state import AppState, Limits
+
+    pool = TierPool(served, board=board, worker=worker)
+    metrics = Metrics(pool, policy_digest=digest_policy(config, routing))
+    traffic = _make_log(config, metrics)
+    return _assemble(config, routing, pool, metrics, traffic, rules=rules, signals=signals, default_tier=default_tier)
+
+
+def digest_policy(config: "Config", routing: "tuple[Policy, Scorer] | None") -> str | None:
+    """Return the sha256 of the policy's file; ``None`` without a policy."""
     from llmtier.store.digests import file_sha256
 
+    return None if routing is None or config.policy is None else file_sha256(config.policy)
+
+
+def renew_state(path: Path, kept: "AppState") -> "AppState":
+    """Return what a gateway is made of by the configuration as it is now; engines, log and counts stay.
+
+    Raises:
+        LlmtierError: A file is malformed, or does not fit the tiers that are served.
+    """
+    from dataclasses import replace
+
+    from llmtier.cli.serve import check, choose_default
+    from llmtier.cli.serve_signals import plan_signals
+    from llmtier.serve.rules import make_rules
+    from llmtier.store.config import load_config
+
+    config = load_config(path)
+    names = list(kept.pool.tiers)
+    tiers = [config.tier(name) for name in names]
+    routing = load_routing(config)
+    policy = None if routing is None else routing[0]
+    check(tiers, {}, policy, is_forced=True)
+    renewed = _assemble(
+        config,
+        routing,
+        kept.pool,
+        kept.metrics,
+        kept.traffic,
+        rules=make_rules(config.routing.to_rules(), served=names, policy=policy),
+        signals=plan_signals(config, routing, served=names),
+        default_tier=None if routing is not None else choose_default(config, tiers),
+    )
+    return replace(renewed, watch=kept.watch, page=kept.page, reload=kept.reload, new_id=kept.new_id)
+
+
+def _assemble(  # everything that a gateway is made of
+    config: "Config",
+    routing: "tuple[Policy, Scorer] | None",
+    pool: "TierPool",
+    metrics: "Metrics",
+    traffic: "TrafficLog | None",
+    *,
+    rules: "RuleBook",
+    signals: "SignalPlan",
+    default_tier: str | None,
+) -> "AppState":
+    from llmtier.serve.admission_plan import AdmissionSettings
+    from llmtier.serve.caps import Caps
+    from llmtier.serve.http_server import ServerLimits
+    from llmtier.serve.priority_queue import Priority
+    from llmtier.serve.relay import Deadlines
+    from llmtier.serve.state import AppState, Limits
+
     gateway = config.gateway
-    pool = TierPool(served, board=board, worker=worker)
-    digest = None if routing is None or config.policy is None else file_sha256(config.policy)
-    metrics = Metrics(pool, policy_digest=digest)
     caps = gateway.caps.model_dump(exclude={"body_bytes"})
     return AppState(
         pool=pool,
         metrics=metrics,
         policy=None if routing is None else routing[0],
-        policy_digest=digest,
+        policy_digest=digest_policy(config, routing),
         scorer=None if routing is None else routing[1],
         signals=signals,
         rules=rules,
@@ -122,10 +178,17 @@ def make_state(
         classes=config.to_classes(),
         keys=load_keys(config),
         caps=Caps(**caps, allowed=frozenset(gateway.allow_fields)),
+        admission=AdmissionSettings(
+            priorities={name: Priority[word.upper()] for name, word in gateway.priorities.items()}
+        ),
         sticky_s=gateway.sticky_s,
-        deadlines=Deadlines(total_s=gateway.request_timeout_s),
+        deadlines=Deadlines(
+            first_byte_s=gateway.first_byte_timeout_s,
+            stall_s=gateway.stall_timeout_s,
+            total_s=gateway.request_timeout_s,
+        ),
         limits=Limits(server=ServerLimits(body_bytes=gateway.caps.body_bytes)),
-        traffic=_make_log(config, metrics),
+        traffic=traffic,
         log_text=gateway.log_text,
     )
 

@@ -50,7 +50,7 @@ def _make_state(orders: WorkerOrders, board: "Board", number: int, line: "Line")
     from dataclasses import replace
 
     from llmtier.cli.serve_signals import plan_signals
-    from llmtier.cli.serve_state import load_routing, make_state
+    from llmtier.cli.serve_state import load_routing, make_state, renew_state
     from llmtier.serve.rules import make_rules
     from llmtier.store.config import load_config
 
@@ -68,4 +68,4 @@ def _make_state(orders: WorkerOrders, board: "Board", number: int, line: "Line")
         board=board,
         worker=number,
     )
-    return replace(state, watch=None, page=line.page)
+    return replace(state, watch=None, page=line.page, reload=partial(renew_state, orders.config))

@@ -206,8 +206,8 @@ def check_answer(body: bytes, expected: Expected = _PLAIN) -> Complaint | None:
     """Return what is wrong with a whole answer to a chat, a completion or a Responses request.
 
     A run of one token is complained about only when it is the whole answer, by the engine's own count of tokens;
-    several choices must all be empty, or all be runs: one request's kernels fail together. JSON that is not an answer's is left
-    to others, and so is the text of a Responses answer.
+    several choices must all be empty, or all be runs: one request's kernels fail together. JSON that is not an answer's
+    is left to others, and so is the text of a Responses answer.
 
     Args:
         body: Of an answer with a status below 300.

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from llmtier.core.errors import PlanError
+from llmtier.core.errors import LlmtierError, PlanError
 from llmtier.serve.answer import CompletionHandler
 from llmtier.serve.choose import AUTO_ALIASES
 from llmtier.serve.http_client import UpstreamClient
@@ -50,6 +50,7 @@ class Gateway:
         self._state = state
         self._created_s = int(state.now().timestamp())
         self._completions: CompletionHandler | None = None
+        self._clients: dict[str, UpstreamClient] = {}
         self._is_leaving = False
         self._pages: dict[str, Page] = {
             "/v1/models": self._send_models,
@@ -90,7 +91,7 @@ class Gateway:
         state = self._state
         if state.traffic is not None:
             state.traffic.start()
-        clients = {
+        clients = self._clients = {
             name: UpstreamClient(tier.base_url, connect_s=state.deadlines.connect_s)
             for name, tier in state.pool.tiers.items()
         }
@@ -119,9 +120,37 @@ class Gateway:
             raise RequestRefusedError(f"no such page; known: {', '.join(self._pages)}", status=404, code="not_found")
         await self._route_rest(request, reply)
 
+    async def renew_on(self, wish: asyncio.Event) -> None:
+        """Read the configuration anew whenever ``wish`` is set, until cancelled."""
+        while True:
+            await wish.wait()
+            wish.clear()
+            await self._renew()
+
+    async def _renew(self) -> None:
+        """Put a new configuration in force for the requests that come, if it is sound; open ones end under the old."""
+        state = self._state
+        if state.reload is None or self._completions is None:
+            return
+        try:
+            renewed = await asyncio.to_thread(state.reload, state)
+        except LlmtierError as failure:
+            state.metrics.count_reload("refused")
+            logger.error("reload refused, the old configuration stays", extra={"reason": str(failure)})  # noqa: TRY400
+            return
+        renewed.metrics.set_policy(renewed.policy_digest)
+        renewed.metrics.count_reload("done")
+        guard = self._completions.guard
+        guard.admission.update({}, renewed.admission)
+        self._completions = CompletionHandler(renewed, self._clients, guard)
+        self._state = renewed
+        logger.warning("configuration reloaded", extra={"policy": renewed.policy_digest})
+
     def leave(self) -> None:
         """Say that the gateway is about to end: it is not ready any more, but still serves."""
         self._is_leaving = True
+        if self._completions is not None:
+            self._completions.drain()
 
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:
@@ -144,6 +173,8 @@ class Gateway:
     async def _publish(self) -> None:
         while True:
             self._state.pool.publish()
+            if self._completions is not None:
+                self._completions.tick()
             await asyncio.sleep(PUBLISH_INTERVAL_S)
 
     async def _send_models(self, request: HttpRequest, reply: Reply) -> None:

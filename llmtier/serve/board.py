@@ -30,6 +30,7 @@ class EngineSlot(IntEnum):
     PREEMPTIONS_PER_S = 6
     N_FOREIGN = 7  # requests there that no worker sent
     SIGNS_S = 8  # when the five before were read
+    STUCK = 9  # 1 while requests are in its batch and no step ends
 
 
 class WorkerSlot(IntEnum):
@@ -41,13 +42,16 @@ class WorkerSlot(IntEnum):
     KV_TOKENS = 3
     ARRIVAL_RPS = 4
     LOST_S = 5  # when it last failed to reach the engine
+    OPEN_UNTIL_S = 6  # before when its breaker lets nothing pass; 0 while it is closed
 
 
 N_COUNTS = int(WorkerSlot.LOST_S)
 """The first slots of a worker: its counts, in the order of ``TierLedger.counts``."""
 
 _N_ENGINE, _N_WORKER = len(EngineSlot), len(WorkerSlot)
-_ALIVE, _ALIVE_S, _LOST_S = int(EngineSlot.ALIVE), int(EngineSlot.ALIVE_S), int(WorkerSlot.LOST_S)
+_ALIVE, _ALIVE_S = int(EngineSlot.ALIVE), int(EngineSlot.ALIVE_S)
+_STUCK = int(EngineSlot.STUCK)
+_LOST_S, _OPEN_UNTIL_S = int(WorkerSlot.LOST_S), int(WorkerSlot.OPEN_UNTIL_S)
 
 _UNKNOWN = (
     EngineSlot.N_WAITING,
@@ -139,10 +143,21 @@ class Board:
         """Write that a worker could not reach a tier's engine; for that worker."""
         self._slots[self._start(worker, tier) + WorkerSlot.LOST_S] = now_s
 
+    def set_open_until(self, worker: int, tier: str, until_s: float) -> None:
+        """Write until when a worker's breaker keeps requests off a tier; for that worker."""
+        self._slots[self._start(worker, tier) + WorkerSlot.OPEN_UNTIL_S] = until_s
+
+    def others_open_until_s(self, worker: int, tier: str) -> float:
+        """Return the latest instant that another worker's breaker names; minus infinity where there is none."""
+        if self._n_workers == 1:
+            return -math.inf
+        slots, at = self._slots, self._firsts[tier] + _OPEN_UNTIL_S
+        return max(slots[at + other * self._stride] for other in range(self._n_workers) if other != worker) or -math.inf
+
     def is_alive(self, tier: str) -> bool:
-        """Return whether a tier's engine answered last time, and nobody has failed to reach it since."""
+        """Return whether a tier's engine answered last time and works, and nobody has failed to reach it since."""
         slots, start = self._slots, self._engines[tier]
-        if not slots[start + _ALIVE]:
+        if not slots[start + _ALIVE] or slots[start + _STUCK]:
             return False
         alive_s = slots[start + _ALIVE_S]
         at = self._firsts[tier] + _LOST_S

@@ -129,9 +129,20 @@ async def _serve(workers: Workers, ending: Ending, grace_s: float, *, on_started
     try:
         await workers.start()
         on_started()
-        await ending.asked.wait()
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(_pass_on(ending.renew, workers))
+            await ending.asked.wait()
+            renewing.cancel()
     finally:
         await workers.end(grace_s, ending.forced)
+
+
+async def _pass_on(wish: asyncio.Event, workers: Workers) -> None:
+    """Tell the workers whenever the configuration is to be read anew; each checks it before it takes it."""
+    while True:
+        await wish.wait()
+        wish.clear()
+        workers.renew()
 
 
 @asynccontextmanager

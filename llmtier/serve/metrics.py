@@ -59,6 +59,8 @@ SIGNAL_FAILURES = Family(
     "Prompts scored without an embedding or a rating that could not be had.",
     ("signal",),
 )
+RELOADS = Family("llmtier_config_reloads", "Configurations read anew, done or refused.", ("outcome",))
+SHED = Family("llmtier_shed", "Requests that a tier had no room for in time, moved on or refused.", ("tier", "reason"))
 ENGINE_RESTARTS = Family("llmtier_engine_restarts", "Engines started again after they had ended.", ("tier",))
 LOG_DROPPED = Family("llmtier_log_dropped", "Traffic-log rows lost: queue full or disk failing.")
 LOG_LOST = Family("llmtier_log_lost", "Traffic-log rows that a gateway before this one lost by ending abruptly.")
@@ -94,13 +96,14 @@ E2EL_S = Family(
 INFLIGHT = Family("llmtier_tier_inflight", "Requests on the tier now.", ("tier",))
 HEALTHY = Family("llmtier_tier_healthy", "1 while the tier's engine answers.", ("tier",))
 QUEUE = Family("llmtier_tier_queue", "Requests that wait in the gateway for the tier.", ("tier",))
-DEMAND = Family("llmtier_tier_demand", "Requests that want the tier: on it, waiting, lately turned away.", ("tier",))
+DEMAND = Family("llmtier_tier_demand", "Requests that want the tier: on it, and waiting for it.", ("tier",))
 BREAKER = Family("llmtier_breaker_state", "The tier's circuit breaker: 0 closed, 1 on trial, 2 open.", ("tier",))
 DRIFT = Family("llmtier_profile_drift_ratio", "Observed latency over that of the profile.", ("tier",))
 POLICY_INFO = Family("llmtier_policy_info", "1 for the policy in force.", ("digest",))
 
 _COUNTERS = (
     *(REQUESTS, DECISIONS, SLA_MISSES, COST_USD, SAVINGS_USD, OVERSPEND_USD, DEVIATIONS, SIGNAL_FAILURES),
+    *(SHED, RELOADS),
     *(ENGINE_RESTARTS, LOG_DROPPED, LOG_LOST, LOG_FILES_REMOVED, LINES_DROPPED, CACHE_HITS, CACHE_MISSES),
 )
 _HISTOGRAMS = (OVERHEAD_S, TTFT_S, ITL_S, E2EL_S)
@@ -172,6 +175,14 @@ class Metrics:
     def count(self, family: Family) -> Count:
         """Return the counter of a metric, for events off the path."""
         return Count(self.tally, (family.name,))
+
+    def count_reload(self, outcome: str) -> None:
+        """Count a configuration that was read anew."""
+        self.tally.add((RELOADS.name, outcome))
+
+    def count_shed(self, tier: str, reason: str) -> None:
+        """Count a request that a tier had no room for."""
+        self.tally.add((SHED.name, tier, reason))
 
     def set_gauge(self, family: Family, read: Reading, *labels: str) -> None:
         """Read a gauge from ``read`` whenever a page is made; ``None`` leaves it out."""

@@ -15,6 +15,7 @@ from llmtier.core.errors import PlanError
 from llmtier.core.profile import TierProfile
 from llmtier.route.predict import Predictor
 from llmtier.serve.board import Board, EngineSlot, board_of
+from llmtier.serve.breaker import Breaker, BreakerState, Failure
 from llmtier.serve.choose import AUTO_ALIASES, TierState
 from llmtier.serve.correction import Correction
 from llmtier.serve.ledger import Flight, PromptSize, TierLedger
@@ -33,6 +34,7 @@ class ServedTier:
         profile: What was measured of it; ``None`` without a profile.
         unusable: Why ``profile`` does not describe what runs; ``None`` when it does.
         health_path: Asked for liveness; any answer below 500 counts.
+        max_in_flight: Requests that it gets at once, all processes together; ``None`` takes its profile's knee.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ServedTier:
     profile: TierProfile | None = None
     unusable: MissReason | None = None
     health_path: str = "/health"
+    max_in_flight: int | None = None
 
 
 class _Live:
@@ -51,6 +54,7 @@ class _Live:
         self.tier = tier
         self.ledger = TierLedger()
         self.correction = Correction()
+        self.breaker = Breaker()
         self.state = TierState(
             name=tier.name,
             profile=tier.profile,
@@ -111,6 +115,11 @@ class TierPool:
         return self._tiers
 
     @property
+    def worker(self) -> int:
+        """Number of this process on the board."""
+        return self._worker
+
+    @property
     def board(self) -> Board:
         """What the processes of this gateway share."""
         return self._board
@@ -125,11 +134,12 @@ class TierPool:
     def states(self) -> Mapping[str, TierState]:
         """Return what routing sees of each tier now; it holds until the next call."""
         now_s = self._clock()
+        is_none_left = True
         for name, live in self._live.items():
             state, ledger = live.state, live.ledger
             signs = live.read_signs(self._board)
             n_foreign = 0.0 if signs is None else signs.foreign_at(now_s)
-            state.is_healthy = self._board.is_alive(name)
+            state.is_healthy = self._board.is_alive(name) and not self._is_shut(live, now_s)
             state.load = ledger.state(
                 now_s,
                 co_tenants=self._co_tenants(live.tier),
@@ -140,7 +150,64 @@ class TierPool:
             state.unusable = live.tier.unusable
             if signs is not None and state.unusable is None:
                 state.unusable = find_overload(signs, now_s=now_s, n_prefilling=state.load.n_prefilling)
+            is_none_left = is_none_left and not state.is_healthy
+        if is_none_left:  # rather a tier whose breaker is open than nobody
+            for name, state in self._states.items():
+                state.is_healthy = self._board.is_alive(name)
         return self._states
+
+    def may_try(self, name: str) -> bool:
+        """Return whether the tier's breaker lets a request pass; after a yes one of the three ``note_`` must follow."""
+        breaker = self._live[name].breaker
+        others_s = self._board.others_open_until_s(self._worker, name)
+        may = breaker.may_try(self._clock(), others_open_until_s=others_s)
+        if breaker.state is not BreakerState.CLOSED:
+            self._publish_breaker(name, breaker)
+        return may
+
+    def shut_for_s(self, name: str) -> float:
+        """Return how long the tier's breaker lets nothing pass yet."""
+        until_s = max(self._live[name].breaker.open_until_s, self._board.others_open_until_s(self._worker, name))
+        return max(until_s - self._clock(), 0.0)
+
+    def breaker_state(self, name: str) -> BreakerState:
+        """Return what the tier's breaker lets pass."""
+        return self._live[name].breaker.state
+
+    def note_success(self, name: str, *, sent_s: float) -> None:
+        """Count an answer in full for the tier's breaker."""
+        breaker = self._live[name].breaker
+        was_closed = breaker.state is BreakerState.CLOSED
+        breaker.succeed(self._clock(), sent_s=sent_s)
+        if not was_closed:
+            self._publish_breaker(name, breaker)
+
+    def note_failure(self, name: str, kind: Failure, *, sent_s: float, retry_after_s: float | None = None) -> None:
+        """Count a failure of the tier's engine for its breaker."""
+        breaker = self._live[name].breaker
+        breaker.fail(self._clock(), kind, sent_s=sent_s, retry_after_s=retry_after_s)
+        self._publish_breaker(name, breaker)
+
+    def note_answering(self, name: str, *, sent_s: float) -> None:
+        """Take note that an answer has begun: it ends the trial of a breaker that is half open."""
+        breaker = self._live[name].breaker
+        if breaker.state is not BreakerState.CLOSED:
+            breaker.note_answering(self._clock(), sent_s=sent_s)
+            self._publish_breaker(name, breaker)
+
+    def note_dismissed(self, name: str, *, sent_s: float) -> None:
+        """Leave a request out that says nothing of the tier's engine."""
+        breaker = self._live[name].breaker
+        if breaker.state is not BreakerState.CLOSED:
+            breaker.dismiss(self._clock(), sent_s=sent_s)
+            self._publish_breaker(name, breaker)
+
+    def _publish_breaker(self, name: str, breaker: Breaker) -> None:
+        self._board.set_open_until(self._worker, name, max(breaker.open_until_s, 0.0))
+
+    def _is_shut(self, live: _Live, now_s: float) -> bool:
+        others_s = self._board.others_open_until_s(self._worker, live.tier.name)
+        return live.breaker.is_shut(now_s, others_open_until_s=others_s)
 
     def n_in_flight(self, name: str) -> int:
         """Return how many requests this process has on the tier now."""

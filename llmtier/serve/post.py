@@ -49,8 +49,12 @@ class Cut(msgspec.Struct, frozen=True, tag=True):
     """Cut open requests now."""
 
 
+class Renew(msgspec.Struct, frozen=True, tag=True):
+    """Read the configuration anew."""
+
+
 FromWorker = Ready | Failed | Counted | WantPage
-ToWorker = Page | End | Cut
+ToWorker = Page | End | Cut | Renew
 
 _ENCODER = msgspec.msgpack.Encoder()
 

@@ -44,9 +44,11 @@ class RequestOutcome(StrEnum):
     OK = "ok"
     REFUSED = "refused"  # malformed, unknown model, too large
     REJECTED = "rejected"  # no tier met the need
+    SHED = "shed"  # no tier had room in time
     ENGINE_REFUSED = "engine_refused"  # the engine's own 4xx, passed on
     UPSTREAM_ERROR = "upstream_error"  # no engine answered
     INTERRUPTED = "interrupted"  # an engine failed after its first byte
+    WORTHLESS = "worthless"  # a stream that ended well and holds nothing: NaN, no text, one token over and over
     CLIENT_GONE = "client_gone"
     ABORTED = "aborted"  # the gateway was shut down
     INTERNAL_ERROR = "internal_error"

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from llmtier.core.errors import EngineRequestError
 from llmtier.engine.wire import failure_text
+from llmtier.serve.answer_check import Complaint
 from llmtier.serve.http_client import UpstreamAnswer, UpstreamBrokenError, UpstreamClient, UpstreamConnectError
 from llmtier.serve.http_server import Reply
 from llmtier.serve.refusal import error_event
@@ -23,6 +24,7 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
 _MAX_TOLD_BYTES = 64 * 1024
 _EVENTS = b"text/event-stream"
+_BUSY = frozenset({408, 429})
 
 
 class UpstreamFault(StrEnum):
@@ -32,6 +34,7 @@ class UpstreamFault(StrEnum):
     TIMEOUT = "timeout"
     STATUS = "status"
     BROKEN = "broken"
+    ANSWER = "answer"
 
 
 class UpstreamError(EngineRequestError):
@@ -41,10 +44,14 @@ class UpstreamError(EngineRequestError):
         message: Which tier, and what happened.
         fault: What kind of failure.
         status: The engine's HTTP status; ``None`` when no status line arrived.
+        retry_after: The engine's header; empty without one.
     """
 
-    def __init__(self, message: str, *, fault: UpstreamFault, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, fault: UpstreamFault, status: int | None = None, retry_after: bytes = b""
+    ) -> None:
         self.fault = fault
+        self.retry_after = retry_after
         super().__init__(message, status=status)
 
 
@@ -78,6 +85,7 @@ class Errand:
         is_stream: Whether SSE is expected.
         ends_s: Instant at which the whole request is over; likewise ``first_s``, at which its first byte is late.
         stall_s: Longest wait between two pieces of a stream.
+        check: Returns what is wrong with a whole answer that claims success.
     """
 
     tier: str
@@ -89,6 +97,7 @@ class Errand:
     ends_s: float
     first_s: float
     stall_s: float
+    check: Callable[[bytes], Complaint | None]
 
 
 class Deadline:
@@ -148,16 +157,21 @@ async def _exchange(errand: Errand) -> tuple[UpstreamAnswer, bytes | None]:
     answer = await errand.client.send(errand.path, errand.body, headers=errand.headers)
     is_kept = False
     try:
-        if answer.status >= 500 or 300 <= answer.status < 400:
+        if answer.status >= 500 or 300 <= answer.status < 400 or answer.status in _BUSY:
             told = failure_text(await answer.read_whole(limit_bytes=_MAX_TOLD_BYTES))
             message = f"tier {errand.tier}: its engine answered {answer.status}: {told}"
-            raise UpstreamError(message, fault=UpstreamFault.STATUS, status=answer.status)
+            raise UpstreamError(
+                message, fault=UpstreamFault.STATUS, status=answer.status, retry_after=answer.retry_after
+            )
         is_kept = errand.is_stream and is_events(answer)
         if is_kept:
             return answer, None
         body = await answer.read_whole(limit_bytes=MAX_ANSWER_BYTES)
-        if answer.status < 300 and not body:
-            raise _empty(errand)
+        if answer.status < 300:
+            complaint = Complaint.EMPTY if not body else errand.check(body)
+            if complaint is not None:
+                message = f"tier {errand.tier}: its engine's answer is worthless: {complaint.value}"
+                raise UpstreamError(message, fault=UpstreamFault.ANSWER)
         return answer, body
     finally:
         if not is_kept:
@@ -177,7 +191,7 @@ class StreamRelay:
         answer: The engine's answer, whose head has come.
         reply: The client's, not yet started.
         events: The state of the stream's bytes.
-        on_piece: Called with the instant of each piece, after ``events`` has taken it.
+        on_piece: Called with the instant of each piece and the whole events that it completed.
         clock: Monotonic seconds.
     """
 
@@ -188,7 +202,7 @@ class StreamRelay:
         reply: Reply,
         events: SseRelay,
         *,
-        on_piece: Callable[[float], None],
+        on_piece: Callable[[float, bytes], None],
         clock: Callable[[], float],
     ) -> None:
         self._errand = errand
@@ -229,8 +243,12 @@ class StreamRelay:
 
     def _take(self, piece: bytes) -> None:
         whole = self._events.feed(piece)
-        self._newest_s = now_s = self._clock()
-        self._on_piece(now_s)
+        now_s = self._clock()
+        if self._newest_s is None and self._timer is not None:  # from now on a stall is what is watched for
+            self._timer.cancel()
+            self._arm(min(now_s + self._stall_s, self._errand.ends_s))
+        self._newest_s = now_s
+        self._on_piece(now_s, whole)
         if whole:
             reply = self._reply
             if reply.status is None:
@@ -258,7 +276,8 @@ class StreamRelay:
         if self._reply.status is None:
             fault = UpstreamFault.BROKEN if self._why_late is None else UpstreamFault.TIMEOUT
             raise UpstreamError(f"tier {self._errand.tier}: {why}", fault=fault)
-        self._reply.finish(error_event(why, code="upstream_interrupted"))
+        opening = b"\n\n" if self._events.is_mid_event else b""  # ends the event of which the client has a part
+        self._reply.finish(opening + error_event(why, code="upstream_interrupted"))
         return why
 
     def _arm(self, at_s: float) -> None:

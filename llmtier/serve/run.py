@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from llmtier.core.errors import MachineError, PortInUseError
-from llmtier.serve.app import build_gateway
+from llmtier.serve.app import Gateway, build_gateway
 from llmtier.serve.http_server import HttpServer
 from llmtier.serve.state import AppState
 
@@ -160,7 +160,7 @@ async def serve_on(
                 await pages.start(admin)
             if on_ready is not None:
                 on_ready(url_of(bound))
-            await ending.asked.wait()
+            await _until_asked(gateway, ending)
             gateway.leave()
             await _end(server, ending, grace_s())
     finally:
@@ -178,11 +178,13 @@ class Ending:
     Attributes:
         asked: Set when it is to end, and open requests may finish.
         forced: Set when open requests are to be cut.
+        renew: Set when its configuration is to be read anew, which is no end.
     """
 
     def __init__(self, asked: asyncio.Event | None = None) -> None:
         self.asked = asyncio.Event() if asked is None else asked
         self.forced = asyncio.Event()
+        self.renew = asyncio.Event()
 
     def ask(self) -> None:
         """End gracefully; at once when asked again."""
@@ -212,6 +214,13 @@ def run_in_loop(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
+async def _until_asked(gateway: Gateway, ending: Ending) -> None:
+    async with asyncio.TaskGroup() as group:
+        renewing = group.create_task(gateway.renew_on(ending.renew))
+        await ending.asked.wait()
+        renewing.cancel()
+
+
 async def _end(server: HttpServer, ending: Ending, grace_s: float) -> None:
     """Stop accepting, let open requests finish for ``grace_s`` or until that is cut short, then cancel them."""
     server.stop_accepting()
@@ -229,12 +238,12 @@ async def _end(server: HttpServer, ending: Ending, grace_s: float) -> None:
 
 @contextmanager
 def signals_to(ending: Ending) -> Iterator[None]:
-    """Let SIGINT and SIGTERM ask for the end while the context lasts."""
+    """Let SIGINT and SIGTERM ask for the end, and SIGHUP for a new configuration, while the context lasts."""
     loop = asyncio.get_running_loop()
     taken: list[signal.Signals] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number, wish in ((signal.SIGINT, ending.ask), (signal.SIGTERM, ending.ask), (signal.SIGHUP, ending.renew.set)):
         try:
-            loop.add_signal_handler(number, ending.ask)
+            loop.add_signal_handler(number, wish)
         except (ValueError, RuntimeError, NotImplementedError):  # not the main thread, or Windows
             continue
         taken.append(number)

@@ -82,6 +82,7 @@ class SseRelay:
         has_error: Whether the engine sent an error event.
         has_content: Whether generated text came.
         finish_reason: Why the first choice ended; ``None`` until it has.
+        is_mid_event: Whether the client has a part of an event whose end has not come.
     """
 
     def __init__(self, *, strips_usage: bool, is_responses: bool = False) -> None:
@@ -90,6 +91,7 @@ class SseRelay:
         self.has_error = False
         self.has_content = False
         self.finish_reason: str | None = None
+        self.is_mid_event = False
         self._strips_usage = strips_usage
         self._is_responses = is_responses
         self._has_mark = _has_responses_mark if is_responses else _has_mark
@@ -99,8 +101,10 @@ class SseRelay:
         """Take what arrived; return what goes to the client, possibly nothing."""
         data = self._held + piece if self._held else piece
         cut = _find_cut(data)
-        if cut == 0 and len(data) > MAX_HELD_BYTES:
-            cut = len(data)
+        if cut:
+            self.is_mid_event = False
+        elif len(data) > MAX_HELD_BYTES:
+            cut, self.is_mid_event = len(data), True
         self._held = data[cut:]
         return self._inspect(data[:cut])
 

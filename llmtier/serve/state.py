@@ -11,6 +11,7 @@ from llmtier.core.policy import Policy
 from llmtier.core.requirement import Requirement
 from llmtier.route.rules import RuleBook
 from llmtier.score.cache import CAPACITY, PromptScorer
+from llmtier.serve.admission_plan import AdmissionSettings
 from llmtier.serve.caps import Caps
 from llmtier.serve.http_server import ServerLimits
 from llmtier.serve.keys import KeyRing
@@ -64,10 +65,13 @@ class AppState:
         classes: SLO classes by name.
         keys: Who may ask; ``None`` asks nobody for a key.
         caps: What a body may hold.
+        admission: The bounds of waiting for a tier.
         sticky_s: How long a conversation stays on its tier; 0 chooses anew each turn.
         traffic: The traffic log, not yet started; ``None`` when none is kept.
         log_text: Whether the traffic log holds prompts.
         watch: How often this process asks the engines how they are; ``None`` leaves that to another process.
+        reload: Reads the configuration anew and returns what is to be in force, pool and metrics being the same;
+            blocks, so it runs in a thread. ``None`` where nothing can be read anew.
         page: Gets the metrics page of the whole gateway; ``None`` where this process is all of it.
         clock: Monotonic seconds, the pool's own; likewise ``now`` for stamps and ``new_id`` for request ids.
     """
@@ -84,12 +88,14 @@ class AppState:
     classes: Mapping[str, Requirement] = field(default_factory=dict)
     keys: KeyRing | None = None
     caps: Caps = field(default_factory=Caps)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     sticky_s: float = 0.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
     traffic: TrafficLog | None = None
     log_text: bool = False
     watch: WatchPlan | None = field(default_factory=WatchPlan)
+    reload: Callable[["AppState"], "AppState"] | None = None
     page: Callable[[], Awaitable[bytes]] | None = None
     clock: Callable[[], float] = time.perf_counter
     now: Callable[[], datetime] = utc_now

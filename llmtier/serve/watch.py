@@ -37,10 +37,13 @@ class WatchPlan:
     Attributes:
         health_interval_s: Time between two probes of a tier.
         metrics_interval_s: Time between two reads of its metrics page.
+        stuck_s: Time without the end of a step, while requests are in the batch, after which an engine counts as dead
+            whatever its health page says: vLLM's does not look at the engine's core.
     """
 
     health_interval_s: float = 2.0
     metrics_interval_s: float = 1.0
+    stuck_s: float = 30.0
 
 
 class Watcher:
@@ -61,7 +64,7 @@ class Watcher:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._watched = [_Watched(tier, board, clock) for tier in tiers]
+        self._watched = [_Watched(tier, board, clock, plan.stuck_s) for tier in tiers]
         self._plan = plan
 
     async def probe(self, *, timeout_s: float = PROBE_TIMEOUT_S) -> None:
@@ -86,13 +89,15 @@ class Watcher:
 class _Watched:
     """One tier under watch."""
 
-    def __init__(self, tier: ServedTier, board: Board, clock: Callable[[], float]) -> None:
+    def __init__(self, tier: ServedTier, board: Board, clock: Callable[[], float], stuck_s: float) -> None:
         self._tier = tier
         self._board = board
         self._clock = clock
         self._client = UpstreamClient(tier.base_url)
         self._signs = SignsReader()
         self._n_timeouts = 0
+        self._stuck_s = stuck_s
+        self._still_since_s: float | None = None
 
     async def close(self) -> None:
         await self._client.close()
@@ -144,6 +149,18 @@ class _Watched:
         ):
             self._board.set_engine(self._tier.name, slot, math.nan if value is None else value)
         self._board.set_engine(self._tier.name, EngineSlot.SIGNS_S, now_s)
+        self._note_steps(now_s, is_still=bool(signs.is_stuck))
+
+    def _note_steps(self, now_s: float, *, is_still: bool) -> None:
+        """Call an engine stuck that has stood still for long enough; a step that ends makes it work again."""
+        if not is_still:
+            self._still_since_s = None
+        elif self._still_since_s is None:
+            self._still_since_s = now_s
+        is_stuck = self._still_since_s is not None and now_s - self._still_since_s >= self._stuck_s
+        if is_stuck != bool(self._board.engine(self._tier.name, EngineSlot.STUCK)):
+            logger.warning("engine stands still" if is_stuck else "engine works again", extra={"tier": self._tier.name})
+            self._board.set_engine(self._tier.name, EngineSlot.STUCK, float(is_stuck))
 
     def _set_alive(self, *, is_alive: bool) -> None:
         board, name = self._board, self._tier.name

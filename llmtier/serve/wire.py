@@ -9,6 +9,7 @@ requests. Does no I/O and knows no tier.
 
 import hashlib
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -89,6 +90,11 @@ class WireRequest:
         self._fields = fields
         self._edits: dict[str, msgspec.Raw] = {}
         self._span: tuple[int, int, int] | tuple[()] | None = None  # not yet looked for
+
+    @property
+    def fields(self) -> Mapping[str, msgspec.Raw]:
+        """The top level of the body."""
+        return self._fields
 
     @property
     def context_tokens(self) -> int:

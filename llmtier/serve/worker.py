@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from llmtier.core.errors import LlmtierError
 from llmtier.serve.board import Board
 from llmtier.serve.control import WorkerSeat
-from llmtier.serve.post import Counted, Cut, End, Failed, FromWorker, Page, Post, Ready, ToWorker, WantPage
+from llmtier.serve.post import Counted, Cut, End, Failed, FromWorker, Page, Post, Ready, Renew, ToWorker, WantPage
 from llmtier.serve.run import GRACE_S, Ending, open_port, serve_on
 from llmtier.serve.state import AppState
 
@@ -72,6 +72,8 @@ class Line:
             case Cut():
                 self.ending.asked.set()
                 self.ending.forced.set()
+            case Renew():
+                self.ending.renew.set()
             case Page(text=text):
                 waiting, self._pages = self._pages, []
                 for wanted in waiting:
@@ -96,7 +98,8 @@ async def work(
     line.open()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, line.ending.ask)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal sends it to all; the control process decides
+    for sent_to_all in (signal.SIGINT, signal.SIGHUP):  # by a terminal; the control process decides
+        loop.add_signal_handler(sent_to_all, lambda: None)
     try:
         state = make_state(Board(seat.shape, seat.memory), number, line)
         bound = open_port(seat.host, seat.port, is_shared=True)

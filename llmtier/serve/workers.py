@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 
 from llmtier.core.errors import MachineError
 from llmtier.serve.board import SPAWN, Board
-from llmtier.serve.post import Counted, Cut, End, Failed, FromWorker, Page, Post, Ready, ToWorker, WantPage
+from llmtier.serve.post import Counted, Cut, End, Failed, FromWorker, Page, Post, Ready, Renew, ToWorker, WantPage
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,10 @@ class Workers:
                 logger.error("gateway worker had to be killed", extra={"worker": worker.number})
                 worker.process.kill()
             await gone
+
+    def renew(self) -> None:
+        """Let every worker read the configuration anew."""
+        self._tell(Renew())
 
     def _tell(self, message: ToWorker) -> None:
         for worker in self._workers.values():

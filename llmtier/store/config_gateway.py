@@ -96,6 +96,7 @@ class GatewayConfig(ConfigModel):
         allow_anonymous: Whether other machines may ask without a key.
         caps: Bounds of a request.
         allow_fields: Body fields that clients may use though they can hurt an engine.
+        priorities: SLO class to ``high``, ``normal`` or ``low``: who goes first where requests wait for a tier.
         sticky_s: How long after its last turn a conversation stays on its tier; 0 chooses anew each turn.
         log_dir: Folder of the traffic log; ``None`` writes none.
         log_text: Whether the traffic log keeps messages.
@@ -103,6 +104,8 @@ class GatewayConfig(ConfigModel):
         log_keep_bytes: Size that the log's files may have together, the oldest going first; ``None`` keeps all.
         default_tier: Where ``auto`` goes before a policy exists; ``None`` means the first served tier.
         request_timeout_s: How long an answer may take.
+        first_byte_timeout_s: How long the first byte of a stream may take before another tier is asked.
+        stall_timeout_s: How long an engine may send nothing within a stream.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -113,6 +116,7 @@ class GatewayConfig(ConfigModel):
     allow_anonymous: bool = False
     caps: CapsConfig = Field(default_factory=CapsConfig)
     allow_fields: tuple[Permission, ...] = ()
+    priorities: dict[ClassName, Literal["high", "normal", "low"]] = Field(default_factory=dict)
     sticky_s: float = Field(default=0.0, ge=0)
     log_dir: ConfigPath | None = None
     log_text: bool = False
@@ -120,3 +124,5 @@ class GatewayConfig(ConfigModel):
     log_keep_bytes: int | None = Field(default=None, gt=0)
     default_tier: str | None = None
     request_timeout_s: float = Field(default=120.0, gt=0)
+    first_byte_timeout_s: float = Field(default=60.0, gt=0)
+    stall_timeout_s: float = Field(default=30.0, gt=0)

@@ -26,7 +26,12 @@ from llmtier.serve.watch import WatchPlan
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300), pytest.mark.anyio]
 
 MINI = Path(__file__).parents[2] / "examples" / "demo" / "models" / "mini"
-ARGS = {"max_model_len": 512, "enforce_eager": True}
+CONTEXT_TOKENS = 4096
+ARGS = {
+    "max_model_len": CONTEXT_TOKENS,
+    "enforce_eager": True,
+    "hf_overrides": {"max_position_embeddings": CONTEXT_TOKENS},  # answers must last until they are cut
+}
 CHAT = "/v1/chat/completions"
 LIMITS = Deadlines(first_byte_s=3, stall_s=3, total_s=60)
 
@@ -35,7 +40,7 @@ def ask(text="What is 2 + 2?", **more):
     return {"model": "auto", "messages": [{"role": "user", "content": text}], "max_tokens": 8, **more}
 
 
-LONG = ask(stream=True, max_tokens=450, ignore_eos=True)
+LONG = ask(stream=True, max_tokens=3_900, ignore_eos=True)
 SHORT = ask(stream=True)
 
 
@@ -73,9 +78,9 @@ class Ground:
             lines = (await page.text()).splitlines()
         return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
-    async def begin(self):
+    async def begin(self, body=LONG):
         """Begin a long answer on vLLM; return it once tokens flow."""
-        answer = await self.client.post(CHAT, json=LONG)
+        answer = await self.client.post(CHAT, json=body)
         assert ("real", 200) == (answer.headers["x-llmtier-tier"], answer.status)
         for _ in range(4):
             assert (await answer.content.readuntil(b"\n\n")).startswith(b"data: ")
@@ -136,11 +141,11 @@ async def test_an_engine_that_hangs_or_dies_is_replaced(ground):
 
 async def refuse_what_is_too_long(ground):
     """The engine's own refusal is passed on; what no engine should see is refused before; nobody else is harmed."""
-    answer = await ground.begin()
-    async with ground.client.post(CHAT, json=ask("x " * 2_000)) as too_long:
+    answer = await ground.begin({**LONG, "max_tokens": 400})
+    async with ground.client.post(CHAT, json=ask("x " * 20_000)) as too_long:
         said = json.loads(await too_long.read())["error"]["message"]
         assert (400, "real") == (too_long.status, too_long.headers["x-llmtier-tier"])
-        assert "maximum context length is 512" in said
+        assert f"maximum context length is {CONTEXT_TOKENS}" in said
     async with ground.client.post(CHAT, data=io.BytesIO(b" " * 11_000_000)) as too_large:
         assert 413 == too_large.status
 

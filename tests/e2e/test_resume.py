@@ -100,7 +100,10 @@ async def test_stream_that_was_cut_anywhere_ends_as_the_uncut_one(spec, tmp_path
                     log.note(splicer.feed(await post(session, url, resumed.body("nano@bf16"))))
 
                     assert splicer.error is None
-                    assert read(uncut) == read(log.data)
+                    expected, found = read(uncut), read(log.data)
+                    if recipe is Recipe.TEXT:  # an event may hold two tokens: only their sum with the prompt is known
+                        expected["usage"], found["usage"] = ([u[2] for u in one["usage"]] for one in (expected, found))
+                    assert expected == found
 
     assert all(
         planned[endpoint, recipe] >= 6 for endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS) for recipe in Recipe

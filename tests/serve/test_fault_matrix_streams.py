@@ -268,13 +268,14 @@ async def read_slowly(ground):
 async def test_a_slow_reader_holds_the_engine_back_and_loses_nothing(rig):
     said = token("x" * 65_000)
     n_events = 96 * MB // len(said)
-    async with rig(deadlines=Deadlines(stall_s=0.1, total_s=15)) as ground:
+    async with rig(deadlines=Deadlines(first_byte_s=0.5, stall_s=0.1, total_s=15)) as ground:
         ground.small.say(EVENTS, *[chunk(said)] * n_events, chunk(DONE), END)
         rss_before_bytes = psutil.Process().memory_info().rss
         client = await read_slowly(ground)
 
         assert 0 < ground.small.n_sent_bytes < 32 * MB
         assert psutil.Process().memory_info().rss - rss_before_bytes < 32 * MB
+        await asyncio.sleep(0.6)  # beyond every limit that an engine's silence has
         reader, writer = await asyncio.open_connection(sock=client)
         body = (await reader.read()).partition(b"\r\n\r\n")[2]
         writer.close()

@@ -58,7 +58,7 @@ async def test_usage_chunk_reaches_only_those_who_asked(make_state, running_gate
 
 
 async def test_client_headers_do_not_reach_the_engine(make_state, running_gateway, scripted_engine):
-    engine = scripted_engine([b'{"choices":[]}'], content_type=b"application/json")
+    engine = scripted_engine([b'{"choices":[{"message":{"content":"hi"}}]}'], content_type=b"application/json")
     async with serving(engine) as engine_url, running_gateway(make_state({"small": engine_url})) as url:
         headers = {"Authorization": "Bearer secret", "Cookie": "a=b", "X-Forwarded-For": "1.2.3.4"}
         async with aiohttp.ClientSession(url) as client, client.post(CHAT, json=ask(), headers=headers) as answer:
