@@ -30,6 +30,7 @@ import numpy as np
 from support.machine import describe_machine, publish
 from support.slo_gateway import Gateway, running_gateway, write_config
 from support.slo_load import Client, Drawer, Seen, read_bodies
+from support.slo_replay import Replay
 from support.slo_report import (
     report_calibration,
     report_correction,
@@ -126,7 +127,8 @@ def evaluate(samples: Path, facts: Mapping[str, Any], profiles: Mapping[str, Tie
     log = read_traffic(samples / "traffic")
     loads = dict(facts["loads"])
     judged = [one for one in seen if one.load in loads]
-    rows, n_unknown = join(judged, log, profiles)
+    replay = Replay(log, profiles)
+    rows, n_unknown = join(judged, log, replay.found, profiles)
     for name in loads:
         mine = [row for row in rows if row.seen.load == name]
         loads[name] |= report_load(mine, [one for one in judged if one.load == name])
@@ -141,7 +143,7 @@ def evaluate(samples: Path, facts: Mapping[str, Any], profiles: Mapping[str, Tie
         "predictors": report_predictors(rows),
         "false_promises": report_false_promises(rows),
         "gateway": report_gateway(rows),
-        "correction": {**report_correction(log, profiles), "gauge_at_the_end": facts["drift"]},
+        "correction": {**report_correction(rows, replay), "gauge_at_the_end": facts["drift"]},
         "plan": facts["plan"],
     }
 

@@ -14,6 +14,7 @@ lose is ``cut_by_kill``, within a second of the kill. All else is bad:
 - ``bad_by_fault``: what engines did to the requests that ended badly.
 - ``rss_growth_bytes``: of the processes that lived all the time, after a warm-up; see ``support/soak_memory.py``.
 - ``in_flight_at_rest``: what the gateway counts as under way when nothing is.
+- ``cut_after_kill_s``: from the kill of a worker to the end of what it cut: what comes much later needs a look.
 - ``cancelled_within_s``: from a client's leaving to its engine's seeing it, but for engines that were stopped.
 
 Example: python benchmarks/soak.py --json benchmarks/results/soak.json --minutes 30
@@ -97,6 +98,7 @@ async def soak(plan: Plan, engines: EngineHost, gateway: Gateway) -> dict[str, A
         drain = await _drain(plan, clients, gateway)
     return {
         **report(clients.tally, engines.journal, chaos.stops_s),
+        "cut_after_kill_s": quantiles([_since_kill(at_s, chaos.kills_s) for at_s in clients.tally.cut_s]),
         **report_memory(chaos.watched.rss),
         **counts,
         "drain": drain,
@@ -167,7 +169,7 @@ def report(tally: Tally, journal: Path, stops_s: Sequence[tuple[float, float]]) 
         "faults": dict(Counter(fault for found in faults.values() for fault in found.split("+"))),
         "bad_by_fault": dict(by_fault.most_common()),
         "shed_without_retry_after": tally.shed_without_retry,
-        "cancelled_within_s": _quantiles(delays_s),
+        "cancelled_within_s": quantiles(delays_s),
         "bad": [{**asdict(bad), "fault": faults.get(bad.id)} for bad in tally.bad],
     }
 
@@ -185,7 +187,12 @@ def read_journal(path: Path) -> tuple[dict[str, str], dict[str, float]]:
     return faults, gone_s
 
 
-def _quantiles(values_s: list[float]) -> dict[str, Any]:
+def _since_kill(at_s: float, kills_s: Sequence[float]) -> float:
+    return min(at_s - kill_s for kill_s in kills_s if kill_s <= at_s)
+
+
+def quantiles(values_s: Sequence[float]) -> dict[str, Any]:
+    """Return how many there are, and three quantiles."""
     if not values_s:
         return {"n": 0}
     p50_s, p99_s = np.quantile(values_s, [0.5, 0.99])

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtier.stats.intervals import wilson
-from support.slo_rows import LIVE, PREDICTORS, Latencies, Row
+from support.slo_replay import Latencies
+from support.slo_rows import LIVE, PREDICTORS, Row
 
 BLOCK_S = 10.0
 N_RESAMPLES = 2000

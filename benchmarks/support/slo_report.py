@@ -1,20 +1,20 @@
 """The joined rows of a run as the numbers that are published: decisions, calibration, peers, the gateway's own time."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from llmtier.core.profile import TierProfile
 from llmtier.serve.correction import LEAST, MOST
-from llmtier.store.traffic import TrafficRow
 from support.slo_judge import comparable, cover, is_close, judge, judge_predictor
 from support.slo_load import Seen
-from support.slo_rows import LIVE, PREDICTORS, Row, instant_s, unwind
+from support.slo_replay import Replay
+from support.slo_rows import LIVE, PREDICTORS, Row
 
 N_WORST = 12
 QUANTILES = (0.5, 0.95, 0.99)
+SPREAD = (0.05, 0.5, 0.95)
 METRICS = ("ttft", "e2el")
 Keep = Callable[[Row], bool]
 
@@ -125,27 +125,30 @@ def report_load(rows: Sequence[Row], seen: Sequence[Seen]) -> dict[str, Any]:
     }
 
 
-def report_correction(log: Sequence[TrafficRow], profiles: Mapping[str, TierProfile]) -> dict[str, Any]:
-    """Return the factors that were in force over the run, and what the gauge should say at its end, by tier."""
-    unwound, corrections = unwind(log, profiles)
+def report_correction(rows: Sequence[Row], replay: Replay) -> dict[str, Any]:
+    """Return the factors that were in force, how near the replay came, and what the gauge should say at the end."""
     found: dict[str, Any] = {}
-    for tier in sorted({row.tier for row in log if row.tier is not None}):
-        rows = sorted((row for row in log if row.tier == tier and row.request_id in unwound), key=instant_s)
-        ratios = [unwound[row.request_id].ratios for row in rows]
-        found[tier] = {name: quantiles([pair[at] for pair in ratios]) for at, name in enumerate(("ttft", "tpot"))}
-        found[tier]["at_its_bound"] = round(float(np.mean([{LEAST, MOST} & {*pair} != set() for pair in ratios])), 4)
-        drift = corrections[tier].drift_ratios() if tier in corrections else {}
-        found[tier]["drift_at_the_end"] = round(max(drift.values()), 4) if drift else None
+    for tier, correction in sorted(replay.corrections.items()):
+        again = [row.replayed for row in rows if row.replayed is not None and row.logged.tier == tier]
+        drift = correction.drift_ratios().values()
+        found[tier] = {
+            "ttft_ratio": quantiles([one.ratios[0] for one in again], SPREAD),
+            "tpot_ratio": quantiles([one.ratios[1] for one in again], SPREAD),
+            "at_a_bound": round(sum(bool({LEAST, MOST} & {*one.ratios}) for one in again) / max(len(again), 1), 4),
+            "replayed_over_logged_ttft": quantiles([one.fidelity[0] for one in again], SPREAD),
+            "replayed_over_logged_e2el": quantiles([one.fidelity[1] for one in again], SPREAD),
+            "drift_at_the_end": round(max(drift), 4) if drift else None,
+        }
     return found
 
 
-def quantiles(values: Sequence[float | None]) -> dict[str, float] | None:
+def quantiles(values: Sequence[float | None], levels: Sequence[float] = QUANTILES) -> dict[str, float] | None:
     """Return quantiles by name; ``None`` without a value."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    found = np.quantile(known, QUANTILES).tolist()
-    return {f"p{level * 100:g}": round(value, 6) for level, value in zip(QUANTILES, found, strict=True)}
+    found = np.quantile(known, levels).tolist()
+    return {f"p{level * 100:g}": round(value, 6) for level, value in zip(levels, found, strict=True)}
 
 
 def _names(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
@@ -178,7 +181,13 @@ def _over_prediction(row: Row) -> float:
 
 def _is_long(row: Row) -> bool:
     n_tokens = row.logged.n_output_tokens
-    return row.limits[1] is not None and n_tokens is not None and n_tokens > (row.long_tokens or n_tokens) + 0.5
+    long = _long_tokens(row)
+    return row.limits[1] is not None and n_tokens is not None and long is not None and n_tokens > long
+
+
+def _long_tokens(row: Row) -> float | None:
+    """Return the length of the answer behind the predicted E2EL."""
+    return None if row.replayed is None else row.replayed.long_tokens
 
 
 def _tell(row: Row) -> dict[str, Any]:
@@ -191,7 +200,7 @@ def _tell(row: Row) -> dict[str, Any]:
         "is_stream": seen.ask.is_stream,
         "max_tokens": seen.ask.max_tokens,
         "output_tokens": logged.n_output_tokens,
-        "long_tokens": None if row.long_tokens is None else round(row.long_tokens, 1),
+        "long_tokens": _long_tokens(row),
         "n_in_flight": logged.n_in_flight,
         "overhead_s": None if logged.overhead_s is None else round(logged.overhead_s, 5),
         **{name: _tell_latency(row, at) for at, name in enumerate(METRICS)},

@@ -56,6 +56,7 @@ class Tally:
         outcomes: How many ended so; likewise ``reasons`` by outcome and reason, and ``endpoints`` by endpoint.
         shed_without_retry: Refusals with 429 or 503 that do not say when to ask again.
         left_s: When the client of an id left before the end.
+        cut_s: When the connections broke that a killed worker's end explains.
         bad: The first requests that ended as none may.
         bad_ids: All of them.
     """
@@ -65,6 +66,7 @@ class Tally:
     endpoints: Counter[str] = field(default_factory=Counter)
     shed_without_retry: int = 0
     left_s: dict[str, float] = field(default_factory=dict)
+    cut_s: list[float] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     bad_ids: dict[str, str] = field(default_factory=dict)
 
@@ -75,6 +77,8 @@ class Tally:
         self.endpoints[seen.ask.path + (" stream" if seen.ask.is_stream else "")] += 1
         if seen.has_left:
             self.left_s[seen.ask.tale.id] = seen.ended_s
+        if verdict.outcome is Outcome.CUT_BY_KILL:
+            self.cut_s.append(seen.ended_s)
         if seen.status in {429, 503} and seen.retry_after is None:
             self.shed_without_retry += 1
         if verdict.outcome in BAD:

@@ -8,6 +8,9 @@ import numpy as np
 
 WARM_UP_SHARE = 0.2
 N_BLOCKS = 20
+N_SERIES = 60
+"""About so many samples are published."""
+
 T_QUANTILE = 2.101
 """Of Student's t at 97.5 % with ``N_BLOCKS - 2`` degrees of freedom."""
 
@@ -15,7 +18,7 @@ Samples = Sequence[tuple[float, Mapping[int, int]]]
 
 
 def report_memory(samples: Samples) -> dict[str, Any]:
-    """Return growth and slope of resident memory.
+    """Return growth and slope of resident memory, and by process, the control process first, its first and last.
 
     The processes are those that were there at the warm-up's end and at the last sample: of one that was killed, and of
     the one in its place, no growth can be told. Growth is the median of the last tenth less that of the first tenth.
@@ -31,12 +34,20 @@ def report_memory(samples: Samples) -> dict[str, Any]:
     rss = np.array([sum(found[pid] for pid in lived) for _, found in kept], dtype=float)
     n_ends = max(len(rss) // 10, 1)
     slope, half = _fit_slope(at_s, rss)
+    every = max(len(kept) // N_SERIES, 1)
     return {
         "rss_growth_bytes": int(np.median(rss[-n_ends:]) - np.median(rss[:n_ends])),
         "rss_bytes": int(rss[-1]),
         "rss_peak_bytes": int(max(sum(found.values()) for _, found in samples)),
         "rss_slope_bytes_per_min": round(60 * slope),
         "rss_slope_95": [round(60 * (slope - half)), round(60 * (slope + half))],
+        "rss_by_process": [
+            [int(np.median([found[pid] for _, found in end])) for end in (kept[:n_ends], kept[-n_ends:])]
+            for pid in lived
+        ],
+        "rss_series": [
+            [round(at - at_s[0], 1), int(total)] for at, total in zip(at_s[::every], rss[::every], strict=True)
+        ],
         "n_processes": len(lived),
         "n_samples": len(rss),
     }

@@ -6,7 +6,7 @@ import pytest
 
 from llmtier.serve.caps import Caps
 from llmtier.serve.refusal import RequestRefusedError
-from llmtier.serve.wire import Endpoint, BodyReader
+from llmtier.serve.wire import BodyReader, Endpoint
 from llmtier.store.permissions import Permission
 
 HELLO = [{"role": "user", "content": "hello there"}]

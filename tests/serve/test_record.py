@@ -16,7 +16,7 @@ from llmtier.serve.log import TrafficLog
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.needs import Needs
 from llmtier.serve.record import FAILOVER, Recorder, RequestOutcome, begin
-from llmtier.serve.wire import Endpoint, BodyReader
+from llmtier.serve.wire import BodyReader, Endpoint
 from llmtier.store.traffic import TRAFFIC_COLUMNS, TrafficRow, TrafficWriter, read_traffic
 
 NOW = datetime(2026, 1, 1, 12, 30, 1, 250_000, tzinfo=UTC)
