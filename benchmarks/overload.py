@@ -139,13 +139,14 @@ def _merge(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def profile(config: Path) -> None:
-    """Have the gateway's tier profiled.
+def profile(config: Path, deadline_s: float) -> None:
+    """Have the tier profiled, and the knee found at which it still meets the deadline.
 
     Raises:
         GatewayError: It cannot be.
     """
     command = [sys.executable, "-m", "llmtier", "profile", "-c", str(config), "--latency-model"]
+    command += ["--slo-e2el-ms", f"{deadline_s * 1000:g}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=config.parent)
     if done.returncode != 0:
         raise GatewayError(f"profile: {done.stderr[-END_OF_ERRORS:]}")
@@ -173,7 +174,7 @@ def measure(plan: Plan, folder: Path, options: dict[str, Any]) -> dict[str, Any]
     with running_engine(plan.speed, folder) as engine:
         config = write_files(plan, folder, engine, options)
         tell("profiling")
-        profile(config)
+        profile(config, plan.deadline_s)
         direct = Target(url=engine, model="m", states_deadline=False)
         with running_gateway(config, n_workers=plan.n_workers) as gateway:
             targets = {

@@ -7,7 +7,7 @@ reloaded where the gateway knows SIGHUP; clients leave, and some read slowly. At
 
 Every request must end in one of these: ``complete`` and right, to the byte; ``refused`` with 429, 502, 503 or 504 and an
 OpenAI error; ``told`` by an error event after a right beginning; ``left`` by its client. What a killed worker's clients
-lose is ``cut_by_kill``, within a second of the kill. All else is bad:
+lose is ``cut_by_kill``, within half a second of the kill. All else is bad:
 
 - ``lost``: no end, a cut that nobody told of, wrong or missing pieces. ``duplicated``: pieces twice.
   ``unexplained_errors``: any other status, or a refusal that is no error document.
@@ -103,6 +103,7 @@ async def soak(plan: Plan, engines: EngineHost, gateway: Gateway) -> dict[str, A
         **counts,
         "drain": drain,
         "done": dict(chaos.done),
+        "workers_killed_at_s": [round(kill_s - clients.begun_s, 2) for kill_s in chaos.kills_s],
         "metrics_pages": {"came": chaos.watched.n_pages, "lost": chaos.watched.n_pages_lost},
     }
 

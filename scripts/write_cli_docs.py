@@ -25,8 +25,15 @@ COMMANDS = (
     ("profile",),
     ("replay",),
     ("fit-thresholds",),
+    ("embedder",),
+    ("embedder", "export"),
+    ("audit",),
     ("explain",),
     ("serve",),
+    ("keys",),
+    ("keys", "add"),
+    ("keys", "list"),
+    ("keys", "revoke"),
     ("demo",),
 )
 

@@ -32,7 +32,7 @@ class Bad:
         verdict: How.
         path: The endpoint.
         model: What was asked for.
-        is_stream: Whether as events.
+        is_stream: Whether as events; likewise ``is_slow``.
         begun_s: Since the load began.
         took_s: To its end.
         tail: The last bytes that came.
@@ -43,6 +43,7 @@ class Bad:
     path: str
     model: str
     is_stream: bool
+    is_slow: bool
     begun_s: float
     took_s: float
     tail: str
@@ -94,6 +95,10 @@ class Clients:
         url: The gateway's.
         rng: For all draws.
         kills_s: Instants at which workers were killed; read when a request ends.
+
+    Attributes:
+        tally: What became of their requests.
+        begun_s: When they came, on the monotonic clock.
     """
 
     def __init__(self, url: str, rng: Random, kills_s: list[float]) -> None:
@@ -102,7 +107,7 @@ class Clients:
         self._rng = rng
         self._drawer = Drawer(rng)
         self._kills_s = kills_s
-        self._begun_s = time.monotonic()
+        self.begun_s = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -147,7 +152,7 @@ class Clients:
         except (aiohttp.ClientError, OSError) as error:
             seen.cut = f"{type(error).__name__}: {error}"[:100]
         seen.ended_s = time.monotonic()
-        self.tally.take(seen, judge(seen, self._kills_s), begun_s=self._begun_s)
+        self.tally.take(seen, judge(seen, self._kills_s), begun_s=self.begun_s)
 
     async def _exchange(self, seen: Seen) -> None:
         ask = seen.ask
@@ -178,6 +183,7 @@ def _describe(seen: Seen, verdict: Verdict, begun_s: float) -> Bad:
         path=seen.ask.path,
         model=seen.ask.model,
         is_stream=seen.ask.is_stream,
+        is_slow=seen.ask.is_slow,
         begun_s=round(seen.sent_s - begun_s, 2),
         took_s=round(seen.ended_s - seen.sent_s, 3),
         tail=seen.body[-160:].decode(errors="replace"),

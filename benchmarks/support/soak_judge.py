@@ -13,8 +13,11 @@ from support.soak_answers import CHAT, EMBEDDINGS, MALFORMED, RESPONSES
 from support.soak_ask import Ask
 from support.soak_text import numbers_in
 
-KILL_WINDOW_S = 1.0
-"""Within so long after a worker was killed a cut connection is its doing: the time until a client looks."""
+KILL_WINDOW_S, SLOW_KILL_WINDOW_S = 0.5, 6.0
+"""Within so long after a worker was killed a cut connection is its doing: the time until a client looks.
+
+A slow reader first takes what the sockets hold, some megabytes.
+"""
 
 REFUSALS = frozenset({429, 502, 503, 504})
 _ENDS = frozenset({"response.completed", "response.failed", "response.incomplete"})
@@ -76,7 +79,10 @@ def judge(seen: Seen, kills_s: Sequence[float]) -> Verdict:
         return _judge_left(seen)
     verdict = _judge(seen)
     is_cut = seen.cut is not None and verdict.outcome in BAD
-    if is_cut and any(kill_s <= seen.ended_s <= kill_s + KILL_WINDOW_S for kill_s in kills_s):
+    window_s = SLOW_KILL_WINDOW_S if seen.ask.is_slow else KILL_WINDOW_S
+    if is_cut and any(
+        kill_s <= seen.ended_s <= kill_s + window_s and seen.sent_s <= kill_s + KILL_WINDOW_S for kill_s in kills_s
+    ):
         return Verdict(Outcome.CUT_BY_KILL, verdict.why)
     return verdict
 

@@ -108,6 +108,11 @@ class ServePlan:
     admin_port: int | None
     default_tier: str | None
 
+    @property
+    def admin_url(self) -> str | None:
+        """Where the pages will be; ``None`` where there are none, or any port will do."""
+        return f"http://127.0.0.1:{self.admin_port}" if self.admin_port else None
+
 
 def count_workers(wanted: str | int) -> int:
     """Return how many processes are to serve.
@@ -198,7 +203,7 @@ async def run(
             host=plan.host,
             port=plan.port,
             admin_port=plan.admin_port,
-            on_ready=_say_ready,
+            on_ready=partial(_say_ready, admin_url=plan.admin_url),
         )
 
 

@@ -21,7 +21,7 @@ from llmtier.serve.http_server import HttpRequest, HttpServer, Reply, ServerLimi
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.pool import ServedTier
 from llmtier.serve.refusal import RequestRefusedError
-from llmtier.serve.run import GRACE_S, Ending, open_port, reserve_port, signals_to, url_of
+from llmtier.serve.run import ADMIN_HOST, GRACE_S, Ending, open_port, reserve_port, signals_to, url_of
 from llmtier.serve.watch import Watcher, WatchPlan
 from llmtier.serve.workers import Workers
 
@@ -164,7 +164,7 @@ async def _watching(tiers: Sequence[ServedTier], board: Board, plan: WatchPlan) 
 async def _admin(
     plan: ControlPlan, board: Board, book: CountBook, workers: Workers, ending: Ending
 ) -> AsyncIterator[str]:
-    bound = open_port("127.0.0.1", plan.admin_port)
+    bound = open_port(ADMIN_HOST, plan.admin_port)
     server = HttpServer(AdminPages(board, book, workers, ending), limits=ServerLimits(body_bytes=65_536))
     try:
         await server.start(bound)

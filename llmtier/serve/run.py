@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 BACKLOG = 1024
 """Connections that may wait to be accepted; the kernel's own limit is often 4,096."""
 
+ADMIN_HOST = "127.0.0.1"
+"""Pages ask for no key, so only this machine may see them."""
+
 GRACE_S = 30.0
 """How long open requests may go on after the first signal."""
 
@@ -111,7 +114,7 @@ async def serve_forever(  # noqa: PLR0913  # a server is told everything once
         state: What the gateway is made of.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        admin_port: Port of the pages alone, on the same address; ``None`` opens none.
+        admin_port: Port of the pages alone, on the loopback address; ``None`` opens none.
         grace_s: Longest wait for open requests at the end.
         on_ready: Told the gateway's URL once it listens.
         stop: Ends the server from inside the process; cleared by nobody.
@@ -123,7 +126,7 @@ async def serve_forever(  # noqa: PLR0913  # a server is told everything once
     bound = open_port(host, port)
     ending = Ending(stop)
     try:
-        admin = None if admin_port is None else open_port(host, admin_port)
+        admin = None if admin_port is None else open_port(ADMIN_HOST, admin_port)
     except MachineError:
         bound.close()
         raise

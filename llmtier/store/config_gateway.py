@@ -90,8 +90,8 @@ class GatewayConfig(ConfigModel):
         host: Address to listen on.
         port: 0 takes any free port.
         workers: Processes that share the port; ``auto`` is one a core.
-        admin_port: Port of metrics and state beside the traffic's, on the same address; 0 takes a free one. ``None``
-            opens none where one process serves.
+        admin_port: Port of metrics and state beside the traffic's, on the loopback address; 0 takes a free one.
+            ``None`` opens none where one process serves.
         keys_file: API keys, as ``llmtier keys add`` writes them; ``None`` asks for none.
         allow_anonymous: Whether other machines may ask without a key.
         caps: Bounds of a request.
