@@ -5,7 +5,7 @@ then requests come at random instants at half, one, two and three times that, ea
 engine and once through ``llmtier serve`` with several workers, whose profile is measured here. Clients wait beyond the
 deadline before they leave, so that an answer that is late has cost as much as a good one.
 
-- ``goodput_rps``: answers whole within the deadline, a second of load.
+- ``goodput_rps``: answers whole within the deadline, a second, while the load is steady.
 - ``goodput_at_highest_to_peak``: that at the highest load to the best of all loads of the same target; likewise
   ``goodput_at_highest_to_capacity``, to what the bare engine answers at best.
 - ``shed``: refusals by status; ``shed_with_retry_after``: share that say when to ask again; ``shed_p95_s``: how soon they come.

@@ -62,7 +62,7 @@ class Plan:
         rate_rps: Mean.
         fault_share: Share of an engine's requests that go wrong.
         n_workers: Of the gateway.
-        request_timeout_s: The gateway's; what hangs ends by it.
+        request_timeout_s: The gateway's; likewise ``first_byte_timeout_s`` and ``stall_timeout_s``. What hangs ends by them.
         intervals: Between blows.
         seed: Of all draws.
     """
@@ -72,6 +72,8 @@ class Plan:
     fault_share: float = 0.12
     n_workers: int = 2
     request_timeout_s: float = 8.0
+    first_byte_timeout_s: float = 3.0
+    stall_timeout_s: float = 2.0
     intervals: Intervals = field(default_factory=Intervals)
     seed: int = 0
 
@@ -207,7 +209,8 @@ def run(plan: Plan, options: dict[str, Any], folder: Path) -> dict[str, Any]:
         GatewayError: It does not start.
     """
     rules = [{"name": tier, "when": {"header": {RULE_HEADER: tier}}, "pin": tier} for tier in TIERS[1:]]
-    settings = {"request_timeout_s": plan.request_timeout_s, "default_tier": TIERS[0], **options}
+    limits = ("request_timeout_s", "first_byte_timeout_s", "stall_timeout_s")
+    settings = {**{name: asdict(plan)[name] for name in limits}, "default_tier": TIERS[0], **options}
     engines = EngineHost(TIERS, folder, plan.fault_share)
     try:
         config = write_config(folder, engines.urls, gateway=settings, rules=rules)

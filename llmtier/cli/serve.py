@@ -199,7 +199,7 @@ async def run(
             return
         state = make_state(config, served, routing, rules=rules, signals=signals, default_tier=plan.default_tier)
         await serve_forever(
-            replace(state, reload=partial(renew_state, plan.config)),
+            replace(state, reload=partial(renew_state, plan.config, plan.host)),
             host=plan.host,
             port=plan.port,
             admin_port=plan.admin_port,
@@ -215,7 +215,11 @@ async def run_workers(served: "Sequence[ServedTier]", plan: ServePlan) -> None:
     from llmtier.serve.metrics import CountBook
 
     orders = WorkerOrders(
-        config=plan.config, served=tuple(served), default_tier=plan.default_tier, is_verbose=logs.is_verbose()
+        config=plan.config,
+        host=plan.host,
+        served=tuple(served),
+        default_tier=plan.default_tier,
+        is_verbose=logs.is_verbose(),
     )
     await control_forever(
         served,

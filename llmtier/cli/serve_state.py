@@ -113,7 +113,7 @@ def digest_policy(config: "Config", routing: "tuple[Policy, Scorer] | None") -> 
     return None if routing is None or config.policy is None else file_sha256(config.policy)
 
 
-def renew_state(path: Path, kept: "AppState") -> "AppState":
+def renew_state(path: Path, host: str, kept: "AppState") -> "AppState":
     """Return what a gateway is made of by the configuration as it is now; engines, log and counts stay.
 
     Raises:
@@ -123,10 +123,13 @@ def renew_state(path: Path, kept: "AppState") -> "AppState":
 
     from llmtier.cli.serve import check, choose_default
     from llmtier.cli.serve_signals import plan_signals
+    from llmtier.serve.keys import check_exposure
     from llmtier.serve.rules import make_rules
     from llmtier.store.config import load_config
 
     config = load_config(path)
+    has_keys = config.gateway.keys_file is not None
+    check_exposure(host, has_keys=has_keys, allows_anonymous=config.gateway.allow_anonymous)
     names = list(kept.pool.tiers)
     tiers = [config.tier(name) for name in names]
     routing = load_routing(config)

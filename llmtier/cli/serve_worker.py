@@ -21,12 +21,14 @@ class WorkerOrders:
 
     Attributes:
         config: The configuration's file.
+        host: Address that is listened on.
         served: The tiers, whose engines run already.
         default_tier: Where ``auto`` goes without a policy.
         is_verbose: Whether the log tells of each request.
     """
 
     config: Path
+    host: str
     served: "tuple[ServedTier, ...]"
     default_tier: str | None
     is_verbose: bool
@@ -68,4 +70,4 @@ def _make_state(orders: WorkerOrders, board: "Board", number: int, line: "Line")
         board=board,
         worker=number,
     )
-    return replace(state, watch=None, page=line.page, reload=partial(renew_state, orders.config))
+    return replace(state, watch=None, page=line.page, reload=partial(renew_state, orders.config, orders.host))

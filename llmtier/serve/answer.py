@@ -147,7 +147,12 @@ class CompletionHandler:
 
     def _go_to(self, exchange: _Exchange, tier: str, tried: list[str]) -> str:
         """Return the tier to ask now: another where a breaker is open."""
-        picked = self.guard.pick(exchange.plan.decision, tier, tried)
+        plan = exchange.plan
+        try:
+            picked = self.guard.pick(plan.decision, tier, tried, is_named=plan.is_named)
+        except RequestRefusedError:
+            exchange.record.outcome = RequestOutcome.UPSTREAM_ERROR
+            raise
         if picked != tier:
             self._note_move(exchange.record, picked)
         return picked

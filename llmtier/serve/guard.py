@@ -87,10 +87,16 @@ class Guard:
             predicted_s=None if deadline is None else deadline.predicted_s,
         )
 
-    def pick(self, decision: Decision, tier: str, tried: list[str]) -> str:
+    def pick(self, decision: Decision, tier: str, tried: list[str], *, is_named: bool) -> str:
         """Return where a request goes: the chosen tier, or another while that one's breaker is open.
 
         With nobody else left it goes there all the same, unless the client named the tier itself.
+
+        Args:
+            decision: Who was offered.
+            tier: The chosen one.
+            tried: Those that were asked or passed over; passed-over ones are added.
+            is_named: Whether the client named the tier.
 
         Raises:
             RequestRefusedError: 503; the tier was named, and its breaker is open.
@@ -102,7 +108,7 @@ class Guard:
             if following is not None:
                 tier = following
                 continue
-            if len(decision.offers) > 1:
+            if not is_named:
                 return first
             wait_s = max(math.ceil(self._pool.shut_for_s(tier)), 1)
             message = f"tier {tier} has failed too often of late; ask again in {wait_s} s, or for another model"

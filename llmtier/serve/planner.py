@@ -34,12 +34,14 @@ class Plan:
         size: Of its prompt.
         decision: Where it goes, and what else was offered.
         conversation: What it belongs to; ``None`` where conversations are not kept together.
+        is_named: Whether the client named the tier itself.
     """
 
     request: WireRequest
     size: PromptSize
     decision: Decision
     conversation: bytes | None
+    is_named: bool
 
 
 class Planner:
@@ -96,7 +98,7 @@ class Planner:
         if choice.decision.tier is None:
             record.outcome = RequestOutcome.REJECTED
             raise reject(choice)
-        return Plan(request, size, choice.decision, conversation)
+        return Plan(request, size, choice.decision, conversation, not is_auto)
 
     def note_served(self, plan: Plan, tier: str) -> None:
         """Remember which tier served a conversation's turn."""

@@ -44,6 +44,8 @@ _OF_TIME = frozenset({MissReason.TTFT, MissReason.TPOT, MissReason.E2EL})
 _FAILURES = {
     "upstream_error": MissCause.ENGINE,
     "interrupted": MissCause.ENGINE,
+    "worthless": MissCause.ENGINE,
+    "shed": MissCause.QUEUE,
     "internal_error": MissCause.GATEWAY,
 }
 _CHOSEN = frozenset({Reason.CHEAPEST_FEASIBLE, Reason.HIGHEST_UTILITY})

@@ -326,6 +326,13 @@ class Config(ConfigModel):
     routing: RoutingConfig = Field(default_factory=RoutingConfig)
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
 
+    @model_validator(mode="after")
+    def _knows_its_classes(self) -> Self:
+        unknown = self.gateway.priorities.keys() - self.slo_classes.keys()
+        if unknown:
+            raise ValueError(f"gateway.priorities names {', '.join(sorted(unknown))}, which slo_classes does not have")
+        return self
+
     def to_classes(self) -> dict[str, Requirement]:
         """Return the SLO classes as requests' needs."""
         return {name: limits.to_requirement() for name, limits in self.slo_classes.items()}
