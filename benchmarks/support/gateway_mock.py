@@ -16,6 +16,7 @@ import gc
 import json
 import re
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any, cast
 
 import uvloop
@@ -23,7 +24,7 @@ from typing_extensions import override
 
 MODEL = "m"
 CONTEXT_TOKENS = 1_000_000
-WORD = "word "
+WORDS = ("The ", "cat ", "sat ", "on ", "my ", "old ", "hat ", "and ", "I ", "left ", "it ", "be ", ". ")
 END_BYTES = 2048
 BYTES_PER_TOKEN = 4
 NO_TOKENS, NO_TOTAL = b"77777777", b"88888888"
@@ -70,12 +71,13 @@ class Script:
         self.n_chunks = n_chunks
         base = {"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
         self.first = SSE_HEAD + as_chunk({**base, "choices": [choice({"role": "assistant", "content": ""})]})
-        self.middle = as_chunk({**base, "choices": [choice({"content": WORD})]})
+        # Not one word over and over: a gateway may take that for a broken engine.
+        self.middles = [as_chunk({**base, "choices": [choice({"content": word})]}) for word in WORDS]
         self.finish = as_chunk({**base, "choices": [choice({}, end="stop")]})
         self.end = as_chunk("[DONE]") + b"0\r\n\r\n"
         self._base = base
         usage = {"prompt_tokens": int(NO_TOKENS), "completion_tokens": N_WORDS, "total_tokens": int(NO_TOTAL)}
-        message = {"index": 0, "message": {"role": "assistant", "content": WORD * N_WORDS}, "finish_reason": "stop"}
+        message = {"index": 0, "message": {"role": "assistant", "content": "".join(WORDS * 2)[:N_WORDS * 5]}, "finish_reason": "stop"}
         answer = {**base, "object": "chat.completion", "choices": [message], "usage": usage}
         self._whole = as_page(json.dumps(answer).encode())
         card = {"id": MODEL, "object": "model", "owned_by": "mock", "max_model_len": CONTEXT_TOKENS}
@@ -208,14 +210,15 @@ class Connection(asyncio.BufferedProtocol):
         n_chunks = int(limit[1]) if limit else script.n_chunks
         usage = script.usage(n_prompt, n_chunks) if WANTS_USAGE.search(seen) else b""
         ending = script.finish + usage + script.end
-        self._write(script.first + script.middle + (ending if n_chunks == 1 else b""))
+        middles = cycle(script.middles)
+        self._write(script.first + next(middles) + (ending if n_chunks == 1 else b""))
         for _ in range(n_chunks - 2):
             yield
-            if not self._write(script.middle):
+            if not self._write(next(middles)):
                 return
         if n_chunks > 1:
             yield
-            self._write(script.middle + ending)
+            self._write(next(middles) + ending)
 
     def _write(self, data: bytes) -> bool:
         if self._transport is None:

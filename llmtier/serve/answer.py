@@ -280,8 +280,10 @@ class CompletionHandler:
         finally:
             record.usage = events.usage or Usage()
             record.finish_reason = events.finish_reason
-        if broken is None and check.finish(record.usage.completion_tokens) is not None:
-            record.outcome = RequestOutcome.WORTHLESS
+        if broken is None:  # a run of one token is counted, not cut off: somebody may have asked for it
+            check.finish(record.usage.completion_tokens)
+            if check.complaint is not None:
+                record.outcome = RequestOutcome.WORTHLESS
 
     def _fail_over(self, exchange: _Exchange, tried: list[str], failure: UpstreamError, *, sent_s: float) -> str | None:
         """Return the tier to ask next.

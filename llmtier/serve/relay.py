@@ -227,7 +227,7 @@ class StreamRelay:
             UpstreamError: It broke before anything was sent to the client.
         """
         reply, answer = self._reply, self._answer
-        reply.on_unwritable, reply.on_writable = answer.pause, answer.resume
+        reply.on_unwritable, reply.on_writable = answer.pause, self._go_on
         try:
             self._done = answer.pipe(self._take)
             self._arm(min(self._errand.first_s, self._errand.ends_s))
@@ -240,6 +240,11 @@ class StreamRelay:
             reply.on_unwritable = reply.on_writable = None
             answer.close()
         return self._end()
+
+    def _go_on(self) -> None:
+        """Read on for a client that has caught up: from now on it is the engine's silence that counts."""
+        self._newest_s = self._clock()
+        self._answer.resume()
 
     def _take(self, piece: bytes) -> None:
         whole = self._events.feed(piece)

@@ -204,7 +204,7 @@ def calm_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(20_000, 20, 50)
 
 
 def run_in_loop(main: Coroutine[Any, Any, T]) -> T:

@@ -228,19 +228,7 @@ FAILING = {
 }
 
 
-FAILING_CASES = [
-    pytest.param(
-        steps,
-        id=name,
-        marks=pytest.mark.xfail(strict=True, reason="issue 8: what StreamCheck found before the end counts as well")
-        if name == "worthless"
-        else (),
-    )
-    for name, steps in FAILING.items()
-]
-
-
-@pytest.mark.parametrize("steps", FAILING_CASES)
+@pytest.mark.parametrize("steps", FAILING.values(), ids=FAILING.keys())
 async def test_a_tier_that_keeps_failing_is_left_alone_and_tried_with_one_request(rig, steps):
     """Five failures in a row open the breaker for five seconds; then the first of many probes, and opens it again."""
     offset_s = 0.0
