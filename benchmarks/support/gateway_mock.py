@@ -77,7 +77,11 @@ class Script:
         self.end = as_chunk("[DONE]") + b"0\r\n\r\n"
         self._base = base
         usage = {"prompt_tokens": int(NO_TOKENS), "completion_tokens": N_WORDS, "total_tokens": int(NO_TOTAL)}
-        message = {"index": 0, "message": {"role": "assistant", "content": "".join(WORDS * 2)[:N_WORDS * 5]}, "finish_reason": "stop"}
+        message = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(WORDS * 2)[: N_WORDS * 5]},
+            "finish_reason": "stop",
+        }
         answer = {**base, "object": "chat.completion", "choices": [message], "usage": usage}
         self._whole = as_page(json.dumps(answer).encode())
         card = {"id": MODEL, "object": "model", "owned_by": "mock", "max_model_len": CONTEXT_TOKENS}
