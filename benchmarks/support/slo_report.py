@@ -15,6 +15,9 @@ from support.slo_rows import LIVE, PREDICTORS, Row
 N_WORST = 12
 QUANTILES = (0.5, 0.95, 0.99)
 SPREAD = (0.05, 0.5, 0.95)
+PAUSE_S = 0.05
+"""Between client and engine; a request that lost so much was held up, not just served."""
+
 METRICS = ("ttft", "e2el")
 Keep = Callable[[Row], bool]
 
@@ -103,12 +106,29 @@ def report_gateway(rows: Sequence[Row]) -> dict[str, Any]:
     """Return what the gateway's and the network's time add to the engine's, and what that costs in decisions."""
     ttft = [(row.seen.ttft_s, row.logged.ttft_s) for row in rows]
     e2el = [(row.seen.e2el_s, row.logged.e2el_s) for row in rows]
+    paused = [row for row in rows if (added_s(row) or 0.0) > PAUSE_S]
     return {
         "overhead_s": quantiles([row.logged.overhead_s for row in rows]),
+        "added_s": quantiles([added_s(row) for row in rows], (*QUANTILES, 0.999)),
+        "pauses": {
+            "longer_than_s": PAUSE_S,
+            "n": len({int(row.seen.at_s) for row in paused}),
+            "n_requests": len(paused),
+            "n_requests_between": round(len(rows) / max(len({int(row.seen.at_s) for row in paused}), 1)),
+            "longest_s": round(max((added_s(row) or 0.0 for row in paused), default=0.0), 4),
+            "n_false_promises": sum(row.says and not row.is_met for row in paused),
+        },
         "client_minus_gateway_ttft_s": quantiles([a - b for a, b in ttft if a is not None and b is not None]),
         "client_minus_gateway_e2el_s": quantiles([a - b for a, b in e2el if a is not None and b is not None]),
         "missed_at_the_client_alone": sum(row.is_met_at_gateway and not row.is_met for row in rows),
     }
+
+
+def added_s(row: Row) -> float | None:
+    """Return what lies between the client and the engine: the gateway's own time, and what its clock does not see."""
+    pairs = [(row.seen.ttft_s, row.logged.ttft_s), (row.seen.e2el_s, row.logged.e2el_s)]
+    beyond = [client_s - gateway_s for client_s, gateway_s in pairs if client_s is not None and gateway_s is not None]
+    return (row.logged.overhead_s or 0.0) + beyond[0] if beyond else None
 
 
 def report_load(rows: Sequence[Row], seen: Sequence[Seen]) -> dict[str, Any]:

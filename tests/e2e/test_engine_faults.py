@@ -167,7 +167,9 @@ async def hang_and_come_back(ground):
 
     assert "upstream_interrupted" == error["code"]
     assert "sent nothing for 3 s" in error["message"]
-    assert "real" == await ground.tier_of(SHORT)
+    async with asyncio.timeout(60):  # it has what was aborted to finish first, and may fail a few requests more
+        while await ground.tier_of(SHORT) != "real":  # noqa: ASYNC110  # what is asked lies behind a socket
+            await asyncio.sleep(0.5)
 
 
 async def kill_the_server(ground):
