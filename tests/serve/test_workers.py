@@ -19,7 +19,7 @@ from llmtier.serve.watch import WatchPlan
 from llmtier.serve.worker import work
 from llmtier.serve.workers import Workers
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 TIER = ServedTier(name="small", base_url="http://127.0.0.1:1", model_name="m")
 
