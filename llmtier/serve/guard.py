@@ -115,14 +115,14 @@ class Guard:
             raise RequestRefusedError(message, status=503, code="tier_unavailable", retry_after_s=wait_s)
         return tier
 
-    def judge_failure(self, tier: str, failure: UpstreamError, *, sent_s: float) -> float | None:
+    def judge_failure(self, tier: str, failure: UpstreamError) -> float | None:
         """Tell the tier's breaker of a failure before the first byte; return the Retry-After that the engine gave."""
         wait_s = parse_retry_after(failure.retry_after, self._now()) if failure.retry_after else None
         kind = _FAILURES.get(failure.fault) or classify_status(failure.status or 500)
         if kind is None:
-            self._pool.note_dismissed(tier, sent_s=sent_s)
+            self._pool.note_dismissed(tier, sent_s=failure.sent_s)
         else:
-            self._pool.note_failure(tier, kind, sent_s=sent_s, retry_after_s=wait_s)
+            self._pool.note_failure(tier, kind, sent_s=failure.sent_s, retry_after_s=wait_s)
         return wait_s
 
 

@@ -45,6 +45,9 @@ class UpstreamError(EngineRequestError):
         fault: What kind of failure.
         status: The engine's HTTP status; ``None`` when no status line arrived.
         retry_after: The engine's header; empty without one.
+
+    Attributes:
+        sent_s: Instant at which it was asked.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class UpstreamError(EngineRequestError):
     ) -> None:
         self.fault = fault
         self.retry_after = retry_after
+        self.sent_s = 0.0
         super().__init__(message, status=status)
 
 
