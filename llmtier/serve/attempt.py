@@ -1,0 +1,211 @@
+"""One request sent to one engine, and its answer carried to the client.
+
+Reads the plan; writes the answer, the ledger of the tier and the record, and tells breaker and predictions how it went.
+Which tier is asked, and which after it, is ``answer.py``; the bytes are ``relay.py``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from llmtier.core.decision import Offer
+from llmtier.core.requirement import Requirement
+from llmtier.engine.wire import Usage
+from llmtier.serve.answer_check import Complaint, check_answer, check_vectors, expect
+from llmtier.serve.breaker import Failure
+from llmtier.serve.http_client import UpstreamAnswer, UpstreamClient
+from llmtier.serve.http_server import Reply
+from llmtier.serve.ledger import Flight
+from llmtier.serve.planner import Plan, Planner
+from llmtier.serve.record import Record, RequestOutcome
+from llmtier.serve.relay import Errand, StreamRelay, UpstreamError, open_answer
+from llmtier.serve.sse_relay import SseRelay, read_finish_reason, read_usage
+from llmtier.serve.state import AppState
+from llmtier.serve.stream_check import StreamCheck
+from llmtier.serve.watch import authorization
+from llmtier.serve.wire import Endpoint, WireRequest
+
+_NO_LIMITS = Requirement()
+_FAILED = {RequestOutcome.INTERRUPTED: Failure.BROKEN, RequestOutcome.WORTHLESS: Failure.ANSWER}
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on its way.
+
+    Attributes:
+        plan: Decoded, and where it may go.
+        record: What is written down of it.
+        reply: The client's.
+        ends_s: Instant at which it is over.
+    """
+
+    plan: Plan
+    record: Record
+    reply: Reply
+    ends_s: float
+
+    @property
+    def limits(self) -> Requirement:
+        """What it asked for."""
+        return _NO_LIMITS if self.record.needs is None else self.record.needs.requirement
+
+
+class Sender:
+    """Sends requests to engines.
+
+    Args:
+        state: What the gateway is made of.
+        clients: Tier name to connections to its engine.
+        planner: Told of what was served.
+    """
+
+    def __init__(self, state: AppState, clients: Mapping[str, UpstreamClient], planner: Planner) -> None:
+        self._state = state
+        self._clients = clients
+        self._planner = planner
+        self._authorizations = {name: authorization(tier) for name, tier in state.pool.tiers.items()}
+
+    async def send(self, exchange: Exchange, tier: str) -> None:
+        """Ask one tier, whose slot is held; return when the client has its answer.
+
+        Raises:
+            UpstreamError: It failed and nothing was sent to the client; the breaker has not been told.
+        """
+        pool, plan, record = self._state.pool, exchange.plan, exchange.record
+        record.n_in_flight = pool.n_in_flight(tier)
+        record.n_attempts += 1
+        is_stream = plan.request.is_stream
+        flight = pool.begin(tier, plan.size, is_stream=is_stream, max_tokens=plan.request.max_tokens)
+        try:
+            await self._serve(exchange, tier, flight)
+        except UpstreamError as failure:
+            failure.sent_s = flight.sent_s
+            raise
+        except BaseException:  # the client or the gateway leaves: it says nothing of the engine
+            pool.note_dismissed(tier, sent_s=flight.sent_s)
+            raise
+        finally:
+            pool.end(tier, flight)
+        self._judge(exchange, tier, flight)
+
+    def _judge(self, exchange: Exchange, tier: str, flight: Flight) -> None:
+        """Tell breaker and predictions how an answer ended that was sent to the client."""
+        pool, outcome = self._state.pool, exchange.record.outcome
+        if outcome is RequestOutcome.OK:
+            pool.note_success(tier, sent_s=flight.sent_s)
+            self._learn(exchange, tier, flight)
+        elif outcome in _FAILED:
+            pool.note_failure(tier, _FAILED[outcome], sent_s=flight.sent_s)
+        else:
+            pool.note_dismissed(tier, sent_s=flight.sent_s)
+
+    def _learn(self, exchange: Exchange, tier: str, flight: Flight) -> None:
+        """Take from an answer in full what the next predictions are made of."""
+        record = exchange.record
+        self._planner.note_served(exchange.plan, tier)
+        if exchange.plan.request.n > 1:  # its tokens are those of several answers side by side
+            return
+        flight.learn(record.usage)
+        offer = record.offer
+        if offer is not None and record.last_s is not None:
+            sent_s = flight.sent_s
+            self._state.pool.correction(tier).learn(
+                offer,
+                now_s=record.last_s,
+                ttft_s=None if record.first_s is None else record.first_s - sent_s,
+                e2el_s=record.last_s - sent_s,
+                n_output_tokens=record.usage.completion_tokens,
+            )
+
+    async def _serve(self, exchange: Exchange, tier_name: str, flight: Flight) -> None:
+        record, state = exchange.record, self._state
+        errand = self._make_errand(exchange, tier_name)
+        record.sent_s = record.sent_s or state.clock()
+        answer, body = await open_answer(errand, clock=state.clock)
+        record.status = answer.status
+        _announce(exchange.reply, record)
+        if body is None:
+            await self._relay_events(exchange, errand, answer, flight)
+        else:
+            self._relay_whole(exchange, answer, body)
+
+    def _make_errand(self, exchange: Exchange, tier_name: str) -> Errand:
+        state = self._state
+        request = exchange.plan.request
+        request_id = b"x-request-id: " + exchange.record.request_id.encode() + b"\r\n"
+        return Errand(
+            tier=tier_name,
+            client=self._clients[tier_name],
+            path=request.endpoint.value,
+            headers=self._authorizations[tier_name] + request_id,
+            body=request.forwarded(state.pool.tiers[tier_name].model_name),
+            is_stream=request.is_stream,
+            ends_s=exchange.ends_s,
+            first_s=state.clock() + state.deadlines.first_byte_s,
+            stall_s=state.deadlines.stall_s,
+            check=_make_check(request),
+        )
+
+    def _relay_whole(self, exchange: Exchange, answer: UpstreamAnswer, body: bytes) -> None:
+        record = exchange.record
+        is_ok = answer.status < 400
+        if is_ok:
+            record.last_s = self._state.clock()
+            is_responses = exchange.plan.request.endpoint is Endpoint.RESPONSES
+            record.usage = read_usage(body, is_responses=is_responses) or Usage()
+            record.finish_reason = read_finish_reason(body)
+        retry = [(b"retry-after", answer.retry_after)] if answer.retry_after else []
+        record.outcome = RequestOutcome.OK if is_ok else RequestOutcome.ENGINE_REFUSED
+        exchange.reply.send_whole(
+            answer.status, body, content_type=answer.content_type or b"application/json", headers=retry
+        )
+
+    async def _relay_events(self, exchange: Exchange, errand: Errand, answer: UpstreamAnswer, flight: Flight) -> None:
+        record, state, request = exchange.record, self._state, exchange.plan.request
+        events = SseRelay(strips_usage=not request.wants_usage, is_responses=request.endpoint is Endpoint.RESPONSES)
+        check = StreamCheck(expect(request.endpoint, request.fields))
+
+        def note(now_s: float, whole: bytes) -> None:
+            record.last_s = now_s
+            if whole:
+                check.feed(whole)
+            if events.has_content:
+                flight.note_piece(now_s)
+                record.n_pieces += 1
+                if record.first_s is None:
+                    record.first_s = now_s
+                    state.pool.note_answering(errand.tier, sent_s=flight.sent_s)
+
+        relay = StreamRelay(errand, answer, exchange.reply, events, on_piece=note, clock=state.clock)
+        try:
+            broken = await relay.run()
+            record.outcome = RequestOutcome.OK if broken is None else RequestOutcome.INTERRUPTED
+        finally:
+            record.usage = events.usage or Usage()
+            record.finish_reason = events.finish_reason
+        if broken is None:  # a run of one token is counted, not cut off: somebody may have asked for it
+            check.finish(record.usage.completion_tokens)
+            if check.complaint is not None:
+                record.outcome = RequestOutcome.WORTHLESS
+
+
+def _make_check(request: WireRequest) -> Callable[[bytes], Complaint | None]:
+    """Return what finds an answer worthless that its engine calls a success."""
+    if request.endpoint is Endpoint.EMBEDDINGS:
+        return check_vectors
+    return partial(check_answer, expected=expect(request.endpoint, request.fields))
+
+
+def _announce(reply: Reply, record: Record) -> None:
+    reply.headers[b"x-llmtier-tier"] = (record.tier or "").encode()
+    reply.headers[b"x-llmtier-reason"] = (record.reason or "").encode()
+    if record.rule is not None:
+        reply.headers[b"x-llmtier-rule"] = record.rule.encode()
+    if record.offer is not None:
+        reply.headers.update(_predictions(record.offer))
+
+
+def _predictions(offer: Offer) -> dict[bytes, bytes]:
+    known = {b"x-llmtier-predicted-ttft-ms": offer.ttft_s, b"x-llmtier-predicted-e2el-ms": offer.e2el_s}
+    return {name: b"%.1f" % (value * 1000.0) for name, value in known.items() if value is not None}
