@@ -28,6 +28,9 @@ _N_LOOKED_INTO = 8
 
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments|delta)"\s*:\s*"(?=[^"])')
+_OPENINGS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\n")
+"""What an event begins with; anything else is a part of one, or no SSE."""
+
 _STRING = re.compile(rb'(?:[^"\\]|\\.)*')
 
 
@@ -135,6 +138,7 @@ class StreamCheck:
 
     def _inspect(self, event: bytes) -> Complaint | None:
         found = _TEXT.search(event)
+        self._is_unclear = self._is_unclear or not event.startswith(_OPENINGS)
         if found is None or self._n_looks < _N_LOOKED_INTO or b'"error"' in event:
             complaint = self._read(_join_data(event))
             if complaint is not None:

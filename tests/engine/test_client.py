@@ -148,9 +148,9 @@ async def test_redirect_is_refused_so_the_key_stays_here(playback) -> None:
         (FaultKind.REFUSE, "HTTP 503", 503),
         (FaultKind.RATE_LIMIT, "HTTP 429", 429),
         (FaultKind.ERROR, "HTTP 500", 500),
-        (FaultKind.HANG, "no complete answer within 0.1 s", None),
-        (FaultKind.HEADERS_ONLY, "no complete answer within 0.1 s", None),
-        (FaultKind.STALL, "no complete answer within 0.1 s", None),
+        (FaultKind.HANG, "no complete answer within 1 s", None),
+        (FaultKind.HEADERS_ONLY, "no complete answer within 1 s", None),
+        (FaultKind.STALL, "no complete answer within 1 s", None),
         (FaultKind.EMPTY_BODY, "stream cut", 200),
         (FaultKind.CUT, "stream cut after 2 chunks", 200),
         (FaultKind.MALFORMED, "malformed chunk after 2 chunks", 200),
@@ -159,7 +159,7 @@ async def test_redirect_is_refused_so_the_key_stays_here(playback) -> None:
 )
 async def test_every_fault_becomes_an_error_and_the_next_request_is_fine(kind, words: str, status: int | None) -> None:
     settings = MockSettings(faults=(Fault(kind=kind, on_nth_request=1, after_tokens=2),))
-    async with running_mock(settings) as base_url, EngineClient(base_url, model_name="mock", timeout_s=0.1) as client:
+    async with running_mock(settings) as base_url, EngineClient(base_url, model_name="mock", timeout_s=1.0) as client:
         with pytest.raises(EngineRequestError, match=words) as caught:
             await client.stream_chat(HELLO, max_tokens=4)
         after = await client.stream_chat(HELLO, max_tokens=4)
@@ -203,7 +203,7 @@ async def test_cancelling_closes_the_connection_and_frees_the_engine() -> None:
     app = mock_app(MockSettings(alpha_s=0.01))
     async with running_app(app) as base_url, EngineClient(base_url, model_name="mock") as client:
         task = asyncio.create_task(client.stream_chat(HELLO, max_tokens=1000))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             await until(lambda: app.engine.n_running == 1)
             task.cancel()
             await until(lambda: app.engine.n_running == 0)

@@ -248,7 +248,7 @@ async def test_metrics_show_what_runs_and_waits() -> None:
     app = mock_app(MockSettings(alpha_s=0.02, max_num_seqs=1, kv_capacity_tokens=100))
     async with running_app(app) as base_url, asyncio.TaskGroup() as group:
         tasks = [group.create_task(post(base_url, CHAT | {"max_tokens": 500})) for _ in range(2)]
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             while not app.engine.n_waiting:  # noqa: ASYNC110 - the engine tells nobody
                 await asyncio.sleep(0.005)
         _, page = await get(base_url, "/metrics")

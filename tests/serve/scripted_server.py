@@ -103,7 +103,7 @@ class ScriptedServer:
 
     async def asked(self, n_requests=1):
         """Wait until so many requests have come."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.requests) < n_requests:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 

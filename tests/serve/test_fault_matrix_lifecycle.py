@@ -90,7 +90,7 @@ async def open_request(port, **more):
 
 async def until_closed(port):
     """Wait until nobody listens any more."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with suppress(ConnectionRefusedError):
             while True:
                 (await asyncio.open_connection("127.0.0.1", port))[1].close()
@@ -136,7 +136,7 @@ async def test_what_outlasts_the_end_is_told_so(signalled, is_hurried):
             await asyncio.sleep(0.05)
             assert not serving.done()
             os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             rest, refusal = await streamed.read(), await unsent.read()
             await serving
         await engine.left(2)
@@ -302,7 +302,7 @@ async def test_a_silent_health_page_is_believed_at_the_third_time(rig, eventuall
                 return iter([Step.HANG] if turns % 3 else [whole()])
 
         ground.small.scripts["/health"] = Slow()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while turns < 7:
                 assert not await is_dead()
                 await asyncio.sleep(0.01)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmtier.serve.answer_check import Complaint, Expected
@@ -87,6 +87,7 @@ def test_no_bytes_raise(data, sizes, after):
 
 
 @given(words=st.lists(WORDS, min_size=1, max_size=40), cuts=st.lists(st.integers(1, 60)))
+@example(words=["0"], cuts=[1, 1, 14, 60, 17, 60, 60])
 def test_pieces_cut_in_the_midst_of_events_give_no_complaint(words, cuts):
     data, check = b"".join([ROLE, *map(chunk, words), END, DONE]), StreamCheck()
     for cut in cuts:
