@@ -18,6 +18,9 @@ from llmtier.engine.wire import Usage
 MAX_HELD_BYTES = 1 << 20
 """An unfinished event longer than this is no usage chunk and is passed on as it is."""
 
+_MOST_TRIES = 8
+"""Events with text from which a stream's form is sought; where several come at once there is none to find."""
+
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _CONTENT = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments|delta)"\s*:\s*"[^"]')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"')
@@ -96,9 +99,20 @@ class SseRelay:
         self._is_responses = is_responses
         self._has_mark = _has_responses_mark if is_responses else _has_mark
         self._held = b""
+        self._head = self._tail = b""  # of an event that held text and nothing to look into; empty until one came
+        self._n_tries = 0
 
     def feed(self, piece: bytes) -> bytes:
         """Take what arrived; return what goes to the client, possibly nothing."""
+        at = len(self._head)
+        if at and not self._held and piece.startswith(self._head) and piece.endswith(self._tail):
+            n_text = len(piece) - len(self._tail)  # the first quote ends the text, so only the text differs
+            if (
+                piece.find(b'"', at) == n_text
+                and piece.find(b"\n", at, n_text) < 0
+                and piece.find(b"\r", at, n_text) < 0
+            ):
+                return piece
         data = self._held + piece if self._held else piece
         cut = _find_cut(data)
         if cut:
@@ -114,11 +128,19 @@ class SseRelay:
         return self._inspect(rest)
 
     def _inspect(self, events: bytes) -> bytes:
-        if not self.has_content and _CONTENT.search(events):
+        if self._n_tries < _MOST_TRIES and (found := _CONTENT.search(events)):
             self.has_content = True
+            self._learn_form(events, found.end() - 1)
         if not self._has_mark(events):
             return events
         return b"".join(event for event in _split_events(events) if not self._absorb(event))
+
+    def _learn_form(self, events: bytes, at: int) -> None:
+        """Keep what stands around the text of a lone event, which begins at ``at``: most events differ in it alone."""
+        self._n_tries += 1
+        end = events.find(b'"', at)
+        if events.endswith(b"\n\n") and events.count(b"\n\n") == 1 and not self._has_mark(events) and end > 0:
+            self._head, self._tail, self._n_tries = events[:at], events[end:], _MOST_TRIES
 
     def _absorb(self, event: bytes) -> bool:
         """Note what ``event`` tells; return whether it is to be dropped."""

@@ -48,6 +48,32 @@ def test_output_does_not_depend_on_the_cuts(data, strips, end):
     assert (ERROR in parts) == events.has_error
 
 
+MIDDLES = [
+    b"a",
+    b" b",
+    b'\\"',
+    b"\\n",
+    b"\\\\",
+    b"",
+    b"[DONE]",
+    b'","error":{"message":"x',
+    b'","usage":{"completion_tokens":9',
+    b"\n\ndata: [DONE]",
+]
+
+
+@given(texts=st.lists(st.lists(st.sampled_from(MIDDLES), max_size=3).map(b"".join), min_size=1, max_size=20))
+def test_events_of_one_form_are_read_like_any_others(texts):
+    parts = [event(b'{"choices":[{"delta":{"content":"%b"}}],"usage":null}' % text) for text in texts]
+    alone, together = SseRelay(strips_usage=True), SseRelay(strips_usage=True)
+
+    out = b"".join(map(alone.feed, parts))
+
+    assert together.feed(b"".join(parts)) == out  # no form can be learned from several at once
+    for name in ("usage", "is_done", "has_error", "has_content", "finish_reason"):
+        assert getattr(together, name) == getattr(alone, name), name
+
+
 @pytest.mark.parametrize("size", [1, 7, 100, 10**6])
 def test_recorded_vllm_stream_loses_only_its_usage_chunk(size):
     recorded = GOLDEN.read_bytes()
