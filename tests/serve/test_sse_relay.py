@@ -56,7 +56,7 @@ MIDDLES = [
     b"\\\\",
     b"",
     b"[DONE]",
-    b'","error":{"message":"x',
+    b'"}}],"error":{"message":"m"},"x":[{"y":{"z":"',
     b'","usage":{"completion_tokens":9',
     b"\n\ndata: [DONE]",
 ]
