@@ -5,15 +5,16 @@ another: two that size their KV cache at once mis-measure the free memory (vLLM 
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
 
 from llmtier.core.device import Device, DeviceKind
-from llmtier.core.errors import ConfigError
+from llmtier.core.errors import ConfigError, EngineRequestError
 from llmtier.core.tier import EngineIdentity
 from llmtier.engine.client import EngineClient
 from llmtier.engine.launch import EngineSpec, running_engine
@@ -21,6 +22,8 @@ from llmtier.engine.mock import running_mock
 from llmtier.engine.mock_settings import MockSettings
 from llmtier.store.checkpoints import open_checkpoint
 from llmtier.store.config_model import EngineKind, TierConfig
+
+logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 120.0
 """Longest wait for one answer while profiling or replaying."""
@@ -35,13 +38,14 @@ class RunningTier:
 
     Attributes:
         name: The tier's name.
-        base_url: Without ``/v1``.
+        base_url: Without ``/v1``; of several engines the first that answered.
         model_name: What the engine calls the model.
         api_key: Sent as bearer token; ``None`` when the engine wants none.
         identity: What exactly runs.
         checkpoint_digest: ``None`` for a tier that is not a local checkpoint.
         context_tokens: Longest prompt plus output; ``None`` when the engine does not tell.
         pid: Leader of the engine's processes; ``None`` when llmtier did not start it.
+        urls: Of every engine, in the configuration's order; empty where there is one.
     """
 
     name: str
@@ -52,6 +56,7 @@ class RunningTier:
     checkpoint_digest: str | None
     context_tokens: int | None
     pid: int | None = None
+    urls: tuple[str, ...] = ()
 
     def connect(self) -> EngineClient:
         """Return a client for this tier, to be entered by the caller."""
@@ -171,14 +176,40 @@ def visible_gpus(device: Device) -> dict[str, str]:
 
 
 async def _remote(config: TierConfig) -> RunningTier:
-    if config.engine.url is None:
+    """Describe a tier behind one URL or several, of which one must answer.
+
+    Raises:
+        EngineRequestError: None does; that of the first.
+        ConfigError: They say that they are of different versions, so that one profile cannot describe them.
+    """
+    urls = config.engine.addresses
+    if not urls:
         raise ConfigError(f"tier {config.name}: engine kind openai needs a url")
-    probe = _describe(config, base_url=config.engine.url, identity=EngineIdentity(name="openai"), context_tokens=None)
+    found: dict[str, str | None] = {}
+    failures: list[EngineRequestError] = []
+    for url in urls:
+        try:
+            found[url] = await _find_version(config, url)
+        except EngineRequestError as failure:
+            failures.append(failure)
+            logger.warning("engine does not answer", extra={"tier": config.name, "url": url, "reason": str(failure)})
+    if not found:
+        raise failures[0]
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{url}: {version or 'untold'}" for url, version in found.items())
+        raise ConfigError(f"tier {config.name}: its engines are of different versions ({told}); make them alike")
+    base_url, version = next(iter(found.items()))
+    running = _describe(
+        config, base_url=base_url, identity=EngineIdentity(name="openai", version=version), context_tokens=None
+    )
+    return replace(running, urls=urls if len(urls) > 1 else ())
+
+
+async def _find_version(config: TierConfig, url: str) -> str | None:
+    probe = _describe(config, base_url=url, identity=EngineIdentity(name="openai"), context_tokens=None)
     async with probe.connect() as client:
         await client.list_models()
-        version = await client.version()
-    identity = EngineIdentity(name="openai", version=version)
-    return _describe(config, base_url=config.engine.url, identity=identity, context_tokens=None)
+        return await client.version()
 
 
 def _describe(
