@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 120.0
 """Longest wait for one answer while profiling or replaying."""
 
+REPLICA_TIMEOUT_S = 10.0
+"""Longest wait at the start for one of several engines of a tier: the others can serve meanwhile."""
+
 RESETTABLE = {"VLLM_SERVER_DEV_MODE": "1"}
 """Makes vLLM serve ``/reset_prefix_cache``, among other pages that no service should have."""
 
@@ -185,31 +188,44 @@ async def _remote(config: TierConfig) -> RunningTier:
     urls = config.engine.addresses
     if not urls:
         raise ConfigError(f"tier {config.name}: engine kind openai needs a url")
-    found: dict[str, str | None] = {}
-    failures: list[EngineRequestError] = []
-    for url in urls:
-        try:
-            found[url] = await _find_version(config, url)
-        except EngineRequestError as failure:
-            failures.append(failure)
-            logger.warning("engine does not answer", extra={"tier": config.name, "url": url, "reason": str(failure)})
-    if not found:
-        raise failures[0]
-    if len(set(found.values())) > 1:
-        told = ", ".join(f"{url}: {version or 'untold'}" for url, version in found.items())
-        raise ConfigError(f"tier {config.name}: its engines are of different versions ({told}); make them alike")
-    base_url, version = next(iter(found.items()))
-    running = _describe(
-        config, base_url=base_url, identity=EngineIdentity(name="openai", version=version), context_tokens=None
-    )
-    return replace(running, urls=urls if len(urls) > 1 else ())
+    if len(urls) == 1:
+        return await _ask(config, urls[0])
+    async with asyncio.TaskGroup() as group:
+        asking = [group.create_task(_try_to_ask(config, url)) for url in urls]
+    told = [task.result() for task in asking]
+    running = [tier for tier in told if isinstance(tier, RunningTier)]
+    if not running:
+        raise next(failure for failure in told if isinstance(failure, EngineRequestError))
+    if len({tier.identity for tier in running}) > 1:
+        versions = ", ".join(f"{tier.base_url}: {tier.identity.version or 'untold'}" for tier in running)
+        raise ConfigError(f"tier {config.name}: its engines are of different versions ({versions}); make them alike")
+    return replace(running[0], urls=urls)
 
 
-async def _find_version(config: TierConfig, url: str) -> str | None:
+async def _try_to_ask(config: TierConfig, url: str) -> RunningTier | EngineRequestError:
+    """Describe what one of several URLs leads to, or say why it cannot be known."""
+    try:
+        async with asyncio.timeout(REPLICA_TIMEOUT_S):
+            return await _ask(config, url)
+    except TimeoutError:
+        failure = EngineRequestError(f"{url}: no answer within {REPLICA_TIMEOUT_S:g} s")
+    except EngineRequestError as error:
+        failure = error
+    logger.warning("engine does not answer", extra={"tier": config.name, "url": url, "reason": str(failure)})
+    return failure
+
+
+async def _ask(config: TierConfig, url: str) -> RunningTier:
+    """Describe what one URL leads to.
+
+    Raises:
+        EngineRequestError: It does not answer.
+    """
     probe = _describe(config, base_url=url, identity=EngineIdentity(name="openai"), context_tokens=None)
     async with probe.connect() as client:
         await client.list_models()
-        return await client.version()
+        version = await client.version()
+    return replace(probe, identity=EngineIdentity(name="openai", version=version))
 
 
 def _describe(

@@ -101,7 +101,7 @@ class EngineConfig(ConfigModel):
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
         if (self.url is not None or bool(self.urls)) != (self.kind is EngineKind.OPENAI):
-            raise ValueError("'url' (or 'urls') belongs to kind 'openai', which needs it, and to no other kind")
+            raise ValueError("'url' belongs to kind 'openai', which needs it or 'urls', and to no other kind")
         if self.url is not None and self.urls:
             raise ValueError("give 'url' or 'urls', not both")
         if len(set(self.urls)) < len(self.urls):
