@@ -21,9 +21,11 @@ def tier_of(*urls):
 
 async def test_one_of_several_engines_is_enough(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    async with running_mock(MockSettings()) as url:
-        async with running_tier(tier_of(NOBODY, f"{url}/v1"), python=None, log_dir=tmp_path) as running:
-            assert (url, (NOBODY, url)) == (running.base_url, running.urls)
+    async with (
+        running_mock(MockSettings()) as url,
+        running_tier(tier_of(NOBODY, f"{url}/v1"), python=None, log_dir=tmp_path) as running,
+    ):
+        assert (url, (NOBODY, url)) == (running.base_url, running.urls)
 
     assert [NOBODY] == [each.url for each in caplog.records if each.message == "engine does not answer"]
 
