@@ -99,6 +99,7 @@ class CompletionHandler:
             self._go_to(exchange, tier, trail)
             entered = self.guard.enter(trail.tier, exchange.record, exchange.limits)
             if isinstance(entered, Shed):
+                self._state.pool.note_dismissed(trail.site, sent_s=self._state.clock())
                 tier = self._move_on(exchange, trail, entered)
                 continue
             try:
@@ -120,14 +121,16 @@ class CompletionHandler:
     async def _wait_for_turn(self, exchange: Exchange, trail: Trail, place: Place) -> Shed | None:
         if place.state is PlaceState.RUNNING:
             return None
-        record, since_s = exchange.record, self._state.clock()
+        record, since_s, has_turn = exchange.record, self._state.clock(), False
         try:
             shed = await place.turn()
+            has_turn = shed is None
         finally:
-            now_s = self._state.clock()
-            record.queued_s = (record.queued_s or 0.0) + now_s - since_s
-        if shed is None:
-            self.guard.pick_again(exchange.plan, trail, now_s=now_s)
+            record.queued_s = (record.queued_s or 0.0) + self._state.clock() - since_s
+            if not has_turn:
+                self._state.pool.note_dismissed(trail.site, sent_s=since_s)
+        if has_turn:
+            self.guard.pick_again(exchange.plan, trail, since_s=since_s)
         return shed
 
     async def _try(self, exchange: Exchange, trail: Trail) -> str | None:
@@ -171,7 +174,6 @@ class CompletionHandler:
             RequestRefusedError: 429 or 503; there is none.
         """
         record = exchange.record
-        self._state.pool.note_dismissed(trail.site, sent_s=self._state.clock())
         following = find_next_tier(exchange.plan.decision, tried=trail.tiers) if shed.may_upgrade else None
         if following is None:
             exchange.reply.headers.update(shed.headers)

@@ -132,10 +132,10 @@ class Guard:
             raise RequestRefusedError(message, status=503, code="tier_unavailable", retry_after_s=wait_s)
         trail.enter(tier, site)
 
-    def pick_again(self, plan: Plan, trail: Trail, *, now_s: float) -> None:
-        """Look once more for the best engine of the present tier, as after a wait."""
+    def pick_again(self, plan: Plan, trail: Trail, *, since_s: float) -> None:
+        """Look once more for the best engine of the present tier, after a wait that began at ``since_s``."""
         if self._pool.sites[trail.site].replica is not None:
-            self._pool.note_dismissed(trail.site, sent_s=now_s)
+            self._pool.note_dismissed(trail.site, sent_s=since_s)
             trail.site = trail.sites[-1] = self._pool.pick_site(trail.tier, plan.affinity) or trail.site
 
     def pick_replica(self, plan: Plan, trail: Trail) -> bool:

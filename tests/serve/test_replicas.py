@@ -73,12 +73,14 @@ class ReplicaRig(Rig):
         """How many requests each engine of ``small`` has got."""
         return [len(engine.requests) for engine in self.groups["small"]]
 
-    async def turns(self, conversation, n=4):
+    async def turns(self, conversation, n=4, *, model="auto"):
         """Take so many turns of a conversation; return which engines of ``small`` served."""
         before = self.n_asked
         headers = {"x-llmtier-session": conversation}
         for _ in range(n):
-            async with self.client.post("/v1/chat/completions", json=ask(), headers=headers) as answer:
+            async with self.client.post(
+                "/v1/chat/completions", json=ask() | {"model": model}, headers=headers
+            ) as answer:
                 assert (200, "small") == (answer.status, answer.headers["x-llmtier-tier"])
         return [number for number, (was, now) in enumerate(zip(before, self.n_asked, strict=True)) if now > was]
 
@@ -182,23 +184,26 @@ async def test_second_tries_at_replicas_are_in_the_same_budget(rig):
         assert 50 + 19 <= sum(ground.n_asked) <= 50 + 20
 
 
-async def test_an_engine_that_keeps_failing_is_left_alone_and_its_tier_serves_on(rig):
+@pytest.mark.parametrize("broken", [1, 2])
+async def test_an_engine_that_keeps_failing_is_left_alone_and_its_tier_serves_on(rig, broken):
     """Five failures in a row open the breaker of one engine; after its pause it is tried with one request."""
     offset_s = 0.0
     async with rig(BOTH, clock=lambda: perf_counter() + offset_s) as ground:
-        ground.small.say(whole(500))
+        engine = ground.groups["small"][broken - 1]
+        engine.say(whole(500))
         for _ in range(20):
             assert "small" == (await ground.ask())[1]["x-llmtier-tier"]
         counts = await ground.counts()
-        assert 5 == len(ground.small.requests)
-        assert (2, 0, 0) == (counts[breaker(1)], counts[breaker(2)], counts['llmtier_breaker_state{tier="small"}'])
+        assert 5 == len(engine.requests)
+        states = counts[breaker(broken)], counts[breaker(3 - broken)], counts['llmtier_breaker_state{tier="small"}']
+        assert (2, 0, 0) == states
         offset_s = 5.5
-        ground.small.say(whole(body=document()))
+        engine.say(whole(body=document()))
         for _ in range(4):
             assert 200 == (await ground.ask())[0]
 
-        assert 0 == (await ground.counts())[breaker(1)]
-        assert len(ground.small.requests) >= 6
+        assert 0 == (await ground.counts())[breaker(broken)]
+        assert len(engine.requests) >= 6
 
 
 async def test_a_dead_engine_is_asked_once_and_shows(rig):
@@ -238,9 +243,10 @@ async def test_requests_at_once_go_where_the_least_is(rig):
         assert {200} == {task.result()[0] for task in asking}
 
 
-async def test_a_conversation_stays_on_its_engine_and_conversations_spread(rig):
+@pytest.mark.parametrize("model", ["auto", "small"])
+async def test_a_conversation_stays_on_its_engine_and_conversations_spread(rig, model):
     async with rig(sticky_s=60) as ground:
-        homes = [await ground.turns(f"conversation {number}") for number in range(12)]
+        homes = [await ground.turns(f"conversation {number}", model=model) for number in range(12)]
 
         assert {1} == {len(home) for home in homes}
         assert {0, 1} == {home[0] for home in homes}
@@ -292,29 +298,6 @@ async def test_an_engine_that_comes_back_serves_again(rig, eventually):
         assert [2, 6] == ground.n_asked
 
 
-async def test_a_request_that_waited_goes_to_an_engine_that_is_there(rig):
-    """While it waited for a slot its engine died: it is looked for once more when the slot is there."""
-    async with rig() as ground:
-        pool, go = ground.state.pool, asyncio.Event()
-        for engine in ground.groups["small"]:
-            engine.turns.append([go, whole(body=document())])
-        guard = Guard(
-            pool,
-            {"small": TierLimit(max_in_flight=1)},
-            AdmissionSettings(),
-            clock=perf_counter,
-            now=ground.state.now,
-            hooks=AdmissionHooks(),
-        )
-        plan, trail = SimpleNamespace(affinity=None), Trail()
-        guard.pick(plan, "small", trail)
-        first = trail.site
-        pool.report_lost(first)
-        guard.pick_again(plan, trail, now_s=perf_counter())
-
-        assert {"small", "small#2"} == {first, trail.site}
-
-
 async def test_the_line_of_a_request_names_its_engine(rig, caplog):
     caplog.set_level(logging.INFO, "llmtier.serve.record")
     async with rig(BOTH) as ground:
@@ -360,6 +343,28 @@ def test_an_engine_that_is_left_alone_has_no_room(guarded):
     guard.tick()
 
     assert 2 == n_let_in(guard)
+
+
+def test_a_request_that_waited_goes_to_an_engine_that_is_there(guarded):
+    """While it waited for a slot its engine died: it is looked for once more when the slot is there."""
+    pool, guard = guarded
+    plan, trail = SimpleNamespace(affinity=None), Trail()
+    guard.pick(plan, "a", trail)
+    first = trail.site
+    pool.report_lost(first)
+    guard.pick_again(plan, trail, since_s=perf_counter())
+
+    assert {"a", "a#2"} == {first, trail.site}
+
+
+def test_a_request_that_waited_stays_where_nobody_else_is(guarded):
+    pool, guard = guarded
+    plan, trail = SimpleNamespace(affinity=None), Trail()
+    pool.report_lost("a#2")
+    guard.pick(plan, "a", trail)
+    guard.pick_again(plan, trail, since_s=perf_counter())
+
+    assert ("a", ["a"]) == (trail.site, trail.sites)
 
 
 def test_routing_sees_the_engine_that_would_get_the_request(guarded):
