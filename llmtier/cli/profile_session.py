@@ -194,7 +194,8 @@ def to_bench(
         client=cast("LoadClient", client),
         tier=tier.name,
         model_name=running.model_name,
-        identity=identity | {"url": tier.engine.url, "mock": tier.engine.mock},  # a port of our own is no identity
+        identity=identity
+        | {"url": next(iter(tier.engine.addresses), None), "mock": tier.engine.mock},  # our port is none
         api_key=running.api_key,
         pid=running.pid,
         gpu_indices=(tier.device.indices or ()) if is_gpu else (),

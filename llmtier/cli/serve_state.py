@@ -65,9 +65,11 @@ def to_served(tier: "RunningTier", found: "TierProfile | None") -> "ServedTier":
     unusable = find_unusable(found, checkpoint_digest=tier.checkpoint_digest, engine=tier.identity)
     if unusable is not None:
         output.say(f"{tier.name}: {unusable.value}; routing leaves it out; run 'llmtier profile --tier {tier.name}'")
+    first, *more = tier.urls or (tier.base_url,)
     return ServedTier(
         name=tier.name,
-        base_url=tier.base_url,
+        base_url=first,
+        more_urls=tuple(more),
         model_name=tier.model_name,
         api_key=tier.api_key,
         profile=found,

@@ -5,15 +5,16 @@ another: two that size their KV cache at once mis-measure the free memory (vLLM 
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import assert_never
 
 from llmtier.core.device import Device, DeviceKind
-from llmtier.core.errors import ConfigError
+from llmtier.core.errors import ConfigError, EngineRequestError
 from llmtier.core.tier import EngineIdentity
 from llmtier.engine.client import EngineClient
 from llmtier.engine.launch import EngineSpec, running_engine
@@ -22,8 +23,13 @@ from llmtier.engine.mock_settings import MockSettings
 from llmtier.store.checkpoints import open_checkpoint
 from llmtier.store.config_model import EngineKind, TierConfig
 
+logger = logging.getLogger(__name__)
+
 REQUEST_TIMEOUT_S = 120.0
 """Longest wait for one answer while profiling or replaying."""
+
+REPLICA_TIMEOUT_S = 10.0
+"""Longest wait at the start for one of several engines of a tier: the others can serve meanwhile."""
 
 RESETTABLE = {"VLLM_SERVER_DEV_MODE": "1"}
 """Makes vLLM serve ``/reset_prefix_cache``, among other pages that no service should have."""
@@ -35,13 +41,14 @@ class RunningTier:
 
     Attributes:
         name: The tier's name.
-        base_url: Without ``/v1``.
+        base_url: Without ``/v1``; of several engines the first that answered.
         model_name: What the engine calls the model.
         api_key: Sent as bearer token; ``None`` when the engine wants none.
         identity: What exactly runs.
         checkpoint_digest: ``None`` for a tier that is not a local checkpoint.
         context_tokens: Longest prompt plus output; ``None`` when the engine does not tell.
         pid: Leader of the engine's processes; ``None`` when llmtier did not start it.
+        urls: Of every engine, in the configuration's order; empty where there is one.
     """
 
     name: str
@@ -52,6 +59,7 @@ class RunningTier:
     checkpoint_digest: str | None
     context_tokens: int | None
     pid: int | None = None
+    urls: tuple[str, ...] = ()
 
     def connect(self) -> EngineClient:
         """Return a client for this tier, to be entered by the caller."""
@@ -171,14 +179,53 @@ def visible_gpus(device: Device) -> dict[str, str]:
 
 
 async def _remote(config: TierConfig) -> RunningTier:
-    if config.engine.url is None:
+    """Describe a tier behind one URL or several, of which one must answer.
+
+    Raises:
+        EngineRequestError: None does; that of the first.
+        ConfigError: They say that they are of different versions, so that one profile cannot describe them.
+    """
+    urls = config.engine.addresses
+    if not urls:
         raise ConfigError(f"tier {config.name}: engine kind openai needs a url")
-    probe = _describe(config, base_url=config.engine.url, identity=EngineIdentity(name="openai"), context_tokens=None)
+    if len(urls) == 1:
+        return await _ask(config, urls[0])
+    async with asyncio.TaskGroup() as group:
+        asking = [group.create_task(_try_to_ask(config, url)) for url in urls]
+    told = [task.result() for task in asking]
+    running = [tier for tier in told if isinstance(tier, RunningTier)]
+    if not running:
+        raise next(failure for failure in told if isinstance(failure, EngineRequestError))
+    if len({tier.identity for tier in running}) > 1:
+        versions = ", ".join(f"{tier.base_url}: {tier.identity.version or 'untold'}" for tier in running)
+        raise ConfigError(f"tier {config.name}: its engines are of different versions ({versions}); make them alike")
+    return replace(running[0], urls=urls)
+
+
+async def _try_to_ask(config: TierConfig, url: str) -> RunningTier | EngineRequestError:
+    """Describe what one of several URLs leads to, or say why it cannot be known."""
+    try:
+        async with asyncio.timeout(REPLICA_TIMEOUT_S):
+            return await _ask(config, url)
+    except TimeoutError:
+        failure = EngineRequestError(f"{url}: no answer within {REPLICA_TIMEOUT_S:g} s")
+    except EngineRequestError as error:
+        failure = error
+    logger.warning("engine does not answer", extra={"tier": config.name, "url": url, "reason": str(failure)})
+    return failure
+
+
+async def _ask(config: TierConfig, url: str) -> RunningTier:
+    """Describe what one URL leads to.
+
+    Raises:
+        EngineRequestError: It does not answer.
+    """
+    probe = _describe(config, base_url=url, identity=EngineIdentity(name="openai"), context_tokens=None)
     async with probe.connect() as client:
         await client.list_models()
         version = await client.version()
-    identity = EngineIdentity(name="openai", version=version)
-    return _describe(config, base_url=config.engine.url, identity=identity, context_tokens=None)
+    return replace(probe, identity=EngineIdentity(name="openai", version=version))
 
 
 def _describe(

@@ -5,7 +5,7 @@ Plain values, made from the configuration and the profiles by whoever starts a g
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmtier.core.decision import Offer
 from llmtier.core.profile import TierProfile
@@ -107,6 +107,12 @@ def limit_of(profile: TierProfile | None, *, configured: int | None = None) -> T
     goodput_rps = None if profile is None else profile.goodput_rps
     service_s = knee / goodput_rps if knee is not None and goodput_rps else None
     return TierLimit(max_in_flight=knee if configured is None else configured, service_s=service_s)
+
+
+def scale_limit(limit: TierLimit, n_engines: int) -> TierLimit:
+    """Return the limit of so many engines together; the time of service stays."""
+    most = limit.max_in_flight
+    return limit if most is None or n_engines == 1 else replace(limit, max_in_flight=most * n_engines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,11 @@
-"""Serve one request for an answer: plan, send on, fail over once, and leave a record.
+"""Serve one request for an answer: plan, send on, fail over to an engine of the same tier or the next, and leave a record.
 
 Reads the plan and the pool; writes the answer, the pool's ledger and the record. Where a request goes is
 ``planner.py``, what one engine is sent ``attempt.py``.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from llmtier.score.cache import ScoreCache
@@ -24,6 +24,7 @@ from llmtier.serve.relay import UpstreamError, UpstreamFault
 from llmtier.serve.shed import Shed
 from llmtier.serve.signals import SignalReader, make_asker
 from llmtier.serve.state import AppState
+from llmtier.serve.trail import Trail
 from llmtier.serve.wire import Endpoint
 
 
@@ -32,15 +33,16 @@ class CompletionHandler:
 
     Args:
         state: What the gateway is made of.
-        clients: Tier name to connections to its engine.
+        clients: Site name to connections to its engine.
         guard: Who may go where; of the handler that this one replaces, for its requests are still there. ``None``
             makes one.
     """
 
     def __init__(self, state: AppState, clients: Mapping[str, UpstreamClient], guard: Guard | None = None) -> None:
         self._state = state
-        for name in state.pool.tiers:
-            state.metrics.set_gauge(DRIFT, partial(_find_drift, state.pool.correction(name)), name)
+        for name, tier in state.pool.tiers.items():
+            corrections = [state.pool.correction(site.name) for site in tier.sites]
+            state.metrics.set_gauge(DRIFT, partial(_find_drift, corrections), name)
         scores = _remember_scores(state)
         state.metrics.score_cache = scores
         policy = state.policy
@@ -59,7 +61,7 @@ class CompletionHandler:
 
     def tick(self) -> None:
         """Hand out what only time brings: slots that other processes gave back; once a second."""
-        self.guard.admission.tick()
+        self.guard.tick()
 
     def drain(self) -> None:
         """Let nobody wait for a slot any more who does not yet."""
@@ -91,80 +93,88 @@ class CompletionHandler:
 
     async def _answer(self, exchange: Exchange) -> None:
         self.guard.budget.earn()
-        decision = exchange.plan.decision
-        tier = decision.tier
-        tried: list[str] = []
+        tier = exchange.plan.decision.tier
+        trail = Trail()
         while tier is not None:
-            tier = self._go_to(exchange, tier, tried)
-            tried.append(tier)
-            entered = self.guard.enter(tier, exchange.record, exchange.limits)
+            self._go_to(exchange, tier, trail)
+            entered = self.guard.enter(trail.tier, exchange.record, exchange.limits)
             if isinstance(entered, Shed):
-                self._state.pool.note_dismissed(tier, sent_s=self._state.clock())
-                tier = self._move_on(exchange, tried, entered)
+                self._state.pool.note_dismissed(trail.site, sent_s=self._state.clock())
+                tier = self._move_on(exchange, trail, entered)
                 continue
             try:
-                shed = await self._wait_for_turn(exchange.record, entered)
-                tier = await self._try(exchange, tried) if shed is None else self._move_on(exchange, tried, shed)
+                shed = await self._wait_for_turn(exchange, trail, entered)
+                tier = await self._try(exchange, trail) if shed is None else self._move_on(exchange, trail, shed)
             finally:
                 entered.leave()
 
-    def _go_to(self, exchange: Exchange, tier: str, tried: list[str]) -> str:
-        """Return the tier to ask now: another where a breaker is open."""
-        plan = exchange.plan
+    def _go_to(self, exchange: Exchange, tier: str, trail: Trail) -> None:
+        """Note the tier to ask now: another where a breaker is open."""
         try:
-            picked = self.guard.pick(plan.decision, tier, tried, is_named=plan.is_named)
+            self.guard.pick(exchange.plan, tier, trail)
         except RequestRefusedError:
             exchange.record.outcome = RequestOutcome.UPSTREAM_ERROR
             raise
-        if picked != tier:
-            self._note_move(exchange.record, picked)
-        return picked
+        if trail.tier != tier:
+            self._note_move(exchange.record, trail.tier)
 
-    async def _wait_for_turn(self, record: Record, place: Place) -> Shed | None:
+    async def _wait_for_turn(self, exchange: Exchange, trail: Trail, place: Place) -> Shed | None:
         if place.state is PlaceState.RUNNING:
             return None
-        since_s = self._state.clock()
+        record, since_s, has_turn = exchange.record, self._state.clock(), False
         try:
-            return await place.turn()
+            shed = await place.turn()
+            has_turn = shed is None
         finally:
             record.queued_s = (record.queued_s or 0.0) + self._state.clock() - since_s
+            if not has_turn:
+                self._state.pool.note_dismissed(trail.site, sent_s=since_s)
+        if has_turn:
+            self.guard.pick_again(exchange.plan, trail, since_s=since_s)
+        return shed
 
-    async def _try(self, exchange: Exchange, tried: list[str]) -> str | None:
-        """Ask the last of ``tried``; return the tier to ask next, ``None`` when the request has been answered."""
-        try:
-            await self._sender.send(exchange, tried[-1])
-        except UpstreamError as failure:
-            return self._fail_over(exchange, tried, failure)
-        return None
+    async def _try(self, exchange: Exchange, trail: Trail) -> str | None:
+        """Ask where ``trail`` ends; return the tier to ask next, ``None`` when the request has been answered."""
+        while True:
+            try:
+                await self._sender.send(exchange, trail.site)
+            except UpstreamError as failure:
+                following = self._fail_over(exchange, trail, failure)
+                if following is not None:
+                    return following
+            else:
+                return None
 
-    def _fail_over(self, exchange: Exchange, tried: list[str], failure: UpstreamError) -> str | None:
-        """Return the tier to ask next.
+    def _fail_over(self, exchange: Exchange, trail: Trail, failure: UpstreamError) -> str | None:
+        """Return the tier to ask next; ``None`` for another engine of this one, to which ``trail`` then leads.
 
         Raises:
-            RequestRefusedError: It was the second one that failed, there is no other, or too many fail already.
+            RequestRefusedError: There is nobody else, this was the second tier, or too many fail already.
         """
         record = exchange.record
-        wait_s = self.guard.judge_failure(tried[-1], failure)
+        wait_s = self.guard.judge_failure(trail.site, failure)
         record.is_unreachable = failure.fault is UpstreamFault.CONNECT
         if record.is_unreachable:
-            self._state.pool.report_lost(tried[-1])
-        following = None
-        if record.n_attempts == 1:
-            following = find_next_tier(exchange.plan.decision, tried=tried)
+            self._state.pool.report_lost(trail.site)
+        if self.guard.pick_replica(exchange.plan, trail):
+            self._state.metrics.count_replica_retry(trail.tier)
+            return None
+        following = None if trail.has_moved else find_next_tier(exchange.plan.decision, tried=trail.tiers)
         if following is None or not self.guard.budget.take():
             record.outcome = RequestOutcome.UPSTREAM_ERROR
             raise refuse_failed(failure, wait_s=wait_s) from failure
+        trail.has_moved = True
         self._note_move(record, following)
         return following
 
-    def _move_on(self, exchange: Exchange, tried: list[str], shed: Shed) -> str:
+    def _move_on(self, exchange: Exchange, trail: Trail, shed: Shed) -> str:
         """Return the tier to ask in place of one that has no room.
 
         Raises:
             RequestRefusedError: 429 or 503; there is none.
         """
         record = exchange.record
-        following = find_next_tier(exchange.plan.decision, tried=tried) if shed.may_upgrade else None
+        following = find_next_tier(exchange.plan.decision, tried=trail.tiers) if shed.may_upgrade else None
         if following is None:
             exchange.reply.headers.update(shed.headers)
             record.outcome = RequestOutcome.SHED
@@ -194,9 +204,9 @@ def _end_cancelled(record: Record, reply: Reply) -> None:
         reply.finish(error_event("the gateway is shutting down", code="shutting_down"))
 
 
-def _find_drift(correction: Correction) -> float | None:
-    """Return the larger of the tier's ratios of observed to predicted latency; ``None`` while none is known."""
-    return max(correction.drift_ratios().values(), default=None)
+def _find_drift(corrections: Iterable[Correction]) -> float | None:
+    """Return the largest of the tier's ratios of observed to predicted latency; ``None`` while none is known."""
+    return max([ratio for each in corrections for ratio in each.drift_ratios().values()], default=None)
 
 
 def _read_signals(state: AppState, scores: ScoreCache, clients: Mapping[str, UpstreamClient]) -> SignalReader:

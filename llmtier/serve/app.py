@@ -92,8 +92,8 @@ class Gateway:
         if state.traffic is not None:
             state.traffic.start()
         clients = self._clients = {
-            name: UpstreamClient(tier.base_url, connect_s=state.deadlines.connect_s)
-            for name, tier in state.pool.tiers.items()
+            name: UpstreamClient(site.base_url, connect_s=state.deadlines.connect_s)
+            for name, site in state.pool.sites.items()
         }
         try:
             async with self._watching(), asyncio.TaskGroup() as group:

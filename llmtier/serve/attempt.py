@@ -56,7 +56,7 @@ class Sender:
 
     Args:
         state: What the gateway is made of.
-        clients: Tier name to connections to its engine.
+        clients: Site name to connections to its engine.
         planner: Told of what was served.
     """
 
@@ -64,53 +64,54 @@ class Sender:
         self._state = state
         self._clients = clients
         self._planner = planner
-        self._authorizations = {name: authorization(tier) for name, tier in state.pool.tiers.items()}
+        self._authorizations = {name: authorization(site) for name, site in state.pool.sites.items()}
 
-    async def send(self, exchange: Exchange, tier: str) -> None:
-        """Ask one tier, whose slot is held; return when the client has its answer.
+    async def send(self, exchange: Exchange, site: str) -> None:
+        """Ask one engine, of a tier whose slot is held; return when the client has its answer.
 
         Raises:
             UpstreamError: It failed and nothing was sent to the client; the breaker has not been told.
         """
         pool, plan, record = self._state.pool, exchange.plan, exchange.record
-        record.n_in_flight = pool.n_in_flight(tier)
+        record.n_in_flight = pool.n_on_site(site)
+        record.replica = pool.sites[site].replica
         record.n_attempts += 1
         is_stream = plan.request.is_stream
-        flight = pool.begin(tier, plan.size, is_stream=is_stream, max_tokens=plan.request.max_tokens)
+        flight = pool.begin(site, plan.size, is_stream=is_stream, max_tokens=plan.request.max_tokens)
         try:
-            await self._serve(exchange, tier, flight)
+            await self._serve(exchange, site, flight)
         except UpstreamError as failure:
             failure.sent_s = flight.sent_s
             raise
         except BaseException:  # the client or the gateway leaves: it says nothing of the engine
-            pool.note_dismissed(tier, sent_s=flight.sent_s)
+            pool.note_dismissed(site, sent_s=flight.sent_s)
             raise
         finally:
-            pool.end(tier, flight)
-        self._judge(exchange, tier, flight)
+            pool.end(site, flight)
+        self._judge(exchange, site, flight)
 
-    def _judge(self, exchange: Exchange, tier: str, flight: Flight) -> None:
+    def _judge(self, exchange: Exchange, site: str, flight: Flight) -> None:
         """Tell breaker and predictions how an answer ended that was sent to the client."""
         pool, outcome = self._state.pool, exchange.record.outcome
         if outcome is RequestOutcome.OK:
-            pool.note_success(tier, sent_s=flight.sent_s)
-            self._learn(exchange, tier, flight)
+            pool.note_success(site, sent_s=flight.sent_s)
+            self._learn(exchange, site, flight)
         elif outcome in _FAILED:
-            pool.note_failure(tier, _FAILED[outcome], sent_s=flight.sent_s)
+            pool.note_failure(site, _FAILED[outcome], sent_s=flight.sent_s)
         else:
-            pool.note_dismissed(tier, sent_s=flight.sent_s)
+            pool.note_dismissed(site, sent_s=flight.sent_s)
 
-    def _learn(self, exchange: Exchange, tier: str, flight: Flight) -> None:
+    def _learn(self, exchange: Exchange, site: str, flight: Flight) -> None:
         """Take from an answer in full what the next predictions are made of."""
         record = exchange.record
-        self._planner.note_served(exchange.plan, tier)
+        self._planner.note_served(exchange.plan, self._state.pool.sites[site].tier)
         if exchange.plan.request.n > 1:  # its tokens are those of several answers side by side
             return
         flight.learn(record.usage)
         offer = record.offer
         if offer is not None and record.last_s is not None:
             sent_s = flight.sent_s
-            self._state.pool.correction(tier).learn(
+            self._state.pool.correction(site).learn(
                 offer,
                 now_s=record.last_s,
                 ttft_s=None if record.first_s is None else record.first_s - sent_s,
@@ -118,9 +119,9 @@ class Sender:
                 n_output_tokens=record.usage.completion_tokens,
             )
 
-    async def _serve(self, exchange: Exchange, tier_name: str, flight: Flight) -> None:
+    async def _serve(self, exchange: Exchange, site: str, flight: Flight) -> None:
         record, state = exchange.record, self._state
-        errand = self._make_errand(exchange, tier_name)
+        errand = self._make_errand(exchange, site)
         record.sent_s = record.sent_s or state.clock()
         answer, body = await open_answer(errand, clock=state.clock)
         record.status = answer.status
@@ -130,16 +131,16 @@ class Sender:
         else:
             self._relay_whole(exchange, answer, body)
 
-    def _make_errand(self, exchange: Exchange, tier_name: str) -> Errand:
+    def _make_errand(self, exchange: Exchange, site: str) -> Errand:
         state = self._state
         request = exchange.plan.request
         request_id = b"x-request-id: " + exchange.record.request_id.encode() + b"\r\n"
         return Errand(
-            tier=tier_name,
-            client=self._clients[tier_name],
+            tier=site,
+            client=self._clients[site],
             path=request.endpoint.value,
-            headers=self._authorizations[tier_name] + request_id,
-            body=request.forwarded(state.pool.tiers[tier_name].model_name),
+            headers=self._authorizations[site] + request_id,
+            body=request.forwarded(state.pool.sites[site].model_name),
             is_stream=request.is_stream,
             ends_s=exchange.ends_s,
             first_s=state.clock() + state.deadlines.first_byte_s,

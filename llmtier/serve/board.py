@@ -1,7 +1,7 @@
 """The board: numbers that the processes of one gateway share, one writer for each slot and no lock.
 
-Holds, per tier, what the control process found out about its engine, and, per worker and tier, what that worker has in
-flight there and when it last lost the engine. Everybody reads everything. A slot is one 8-byte float, which the
+Holds, per site (one engine of a tier), what the control process found out about it, and, per worker and site, what that
+worker has in flight there and when it last lost the engine. Everybody reads everything. A slot is one 8-byte float, which the
 processors that Python runs on store whole; two slots may be of different moments, so readers take them as estimates.
 Instants are of the monotonic clock, which processes of one machine share. Knows no engine and sends nothing.
 """
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from multiprocessing.context import SpawnContext
 
+from llmtier.serve.site import group_sites
+
 SPAWN: SpawnContext = multiprocessing.get_context("spawn")
 """How the processes of a gateway are made: forking would copy threads' locks and open event loops."""
 
 
 class EngineSlot(IntEnum):
-    """What the control process writes of each tier; NaN is unknown."""
+    """What the control process writes of each site; NaN is unknown."""
 
     ALIVE = 0  # 1 while its engine answers
     WAS_ALIVE = 1  # 1 once it has answered
@@ -34,7 +36,7 @@ class EngineSlot(IntEnum):
 
 
 class WorkerSlot(IntEnum):
-    """What each worker writes of each tier."""
+    """What each worker writes of each site."""
 
     N_DECODING = 0
     N_PREFILLING = 1
@@ -67,17 +69,17 @@ class BoardShape:
     """The size of a board.
 
     Attributes:
-        tiers: Names, in the order that every process has them.
+        sites: Names, in the order that every process has them.
         n_workers: Processes that serve.
     """
 
-    tiers: tuple[str, ...]
+    sites: tuple[str, ...]
     n_workers: int = 1
 
     @property
     def n_slots(self) -> int:
         """Floats in all."""
-        return len(self.tiers) * (_N_ENGINE + self.n_workers * _N_WORKER)
+        return len(self.sites) * (_N_ENGINE + self.n_workers * _N_WORKER)
 
 
 class Board:
@@ -91,10 +93,10 @@ class Board:
     def __init__(self, shape: BoardShape, memory: "ctypes.Array[ctypes.c_double] | None" = None) -> None:
         self.shape = shape
         self._n_workers = shape.n_workers
-        self._stride = len(shape.tiers) * _N_WORKER  # from a worker to the next
-        self._engines = {name: number * _N_ENGINE for number, name in enumerate(shape.tiers)}
-        first = len(shape.tiers) * _N_ENGINE
-        self._firsts = {name: first + number * _N_WORKER for number, name in enumerate(shape.tiers)}
+        self._stride = len(shape.sites) * _N_WORKER  # from a worker to the next
+        self._engines = {name: number * _N_ENGINE for number, name in enumerate(shape.sites)}
+        first = len(shape.sites) * _N_ENGINE
+        self._firsts = {name: first + number * _N_WORKER for number, name in enumerate(shape.sites)}
         raw = memoryview(bytearray(8 * shape.n_slots)) if memory is None else memoryview(memory).cast("B")
         self._slots = raw.cast("d")
         if memory is None:
@@ -102,65 +104,65 @@ class Board:
 
     def reset(self) -> None:
         """Forget everything; for the process that made the board, before others look."""
-        for name in self.shape.tiers:
+        for name in self.shape.sites:
             for slot in EngineSlot:
                 self.set_engine(name, slot, math.nan if slot in _UNKNOWN else 0.0)
         for worker in range(self.shape.n_workers):
             self.clear_worker(worker)
 
-    def engine(self, tier: str, slot: EngineSlot) -> float:
-        """Return what is known of a tier's engine."""
-        return self._slots[self._engines[tier] + slot]
+    def engine(self, site: str, slot: EngineSlot) -> float:
+        """Return what is known of a site's engine."""
+        return self._slots[self._engines[site] + slot]
 
-    def set_engine(self, tier: str, slot: EngineSlot, value: float) -> None:
-        """Write what is known of a tier's engine; for the control process."""
-        self._slots[self._engines[tier] + slot] = value
+    def set_engine(self, site: str, slot: EngineSlot, value: float) -> None:
+        """Write what is known of a site's engine; for the control process."""
+        self._slots[self._engines[site] + slot] = value
 
-    def set_counts(self, worker: int, tier: str, counts: Sequence[float]) -> None:
-        """Write what a worker has on a tier, in the order of ``WorkerSlot``; for that worker."""
-        start = self._start(worker, tier)
+    def set_counts(self, worker: int, site: str, counts: Sequence[float]) -> None:
+        """Write what a worker has on a site, in the order of ``WorkerSlot``; for that worker."""
+        start = self._start(worker, site)
         slots = self._slots
         for offset, value in enumerate(counts):
             slots[start + offset] = value
 
-    def others(self, worker: int, tier: str) -> tuple[float, ...] | None:
-        """Return the sums of what the other workers have on a tier; ``None`` when there are none."""
+    def others(self, worker: int, site: str) -> tuple[float, ...] | None:
+        """Return the sums of what the other workers have on a site; ``None`` when there are none."""
         if self._n_workers == 1:
             return None
         slots = self._slots
-        starts = [self._start(other, tier) for other in range(self.shape.n_workers) if other != worker]
+        starts = [self._start(other, site) for other in range(self.shape.n_workers) if other != worker]
         return tuple(sum(slots[start + offset] for start in starts) for offset in range(N_COUNTS))
 
-    def n_in_flight(self, tier: str) -> float:
-        """Return how many requests all workers have on a tier."""
-        slots, at, n = self._slots, self._firsts[tier], 0.0
+    def n_in_flight(self, site: str) -> float:
+        """Return how many requests all workers have on a site."""
+        slots, at, n = self._slots, self._firsts[site], 0.0
         for _ in range(self._n_workers):
             n += slots[at] + slots[at + 1]  # those that decode, and those before
             at += self._stride
         return n
 
-    def note_lost(self, worker: int, tier: str, now_s: float) -> None:
-        """Write that a worker could not reach a tier's engine; for that worker."""
-        self._slots[self._start(worker, tier) + WorkerSlot.LOST_S] = now_s
+    def note_lost(self, worker: int, site: str, now_s: float) -> None:
+        """Write that a worker could not reach a site's engine; for that worker."""
+        self._slots[self._start(worker, site) + WorkerSlot.LOST_S] = now_s
 
-    def set_open_until(self, worker: int, tier: str, until_s: float) -> None:
-        """Write until when a worker's breaker keeps requests off a tier; for that worker."""
-        self._slots[self._start(worker, tier) + WorkerSlot.OPEN_UNTIL_S] = until_s
+    def set_open_until(self, worker: int, site: str, until_s: float) -> None:
+        """Write until when a worker's breaker keeps requests off a site; for that worker."""
+        self._slots[self._start(worker, site) + WorkerSlot.OPEN_UNTIL_S] = until_s
 
-    def others_open_until_s(self, worker: int, tier: str) -> float:
+    def others_open_until_s(self, worker: int, site: str) -> float:
         """Return the latest instant that another worker's breaker names; minus infinity where there is none."""
         if self._n_workers == 1:
             return -math.inf
-        slots, at = self._slots, self._firsts[tier] + _OPEN_UNTIL_S
+        slots, at = self._slots, self._firsts[site] + _OPEN_UNTIL_S
         return max(slots[at + other * self._stride] for other in range(self._n_workers) if other != worker) or -math.inf
 
-    def is_alive(self, tier: str) -> bool:
-        """Return whether a tier's engine answered last time and works, and nobody has failed to reach it since."""
-        slots, start = self._slots, self._engines[tier]
+    def is_alive(self, site: str) -> bool:
+        """Return whether a site's engine answered last time and works, and nobody has failed to reach it since."""
+        slots, start = self._slots, self._engines[site]
         if not slots[start + _ALIVE] or slots[start + _STUCK]:
             return False
         alive_s = slots[start + _ALIVE_S]
-        at = self._firsts[tier] + _LOST_S
+        at = self._firsts[site] + _LOST_S
         for _ in range(self._n_workers):
             if slots[at] > alive_s:
                 return False
@@ -169,11 +171,11 @@ class Board:
 
     def clear_worker(self, worker: int) -> None:
         """Take everything of a worker off the board: it has not started yet, or it is dead."""
-        for tier in self.shape.tiers:
-            self.set_counts(worker, tier, [0.0] * _N_WORKER)
+        for site in self.shape.sites:
+            self.set_counts(worker, site, [0.0] * _N_WORKER)
 
-    def _start(self, worker: int, tier: str) -> int:
-        return self._firsts[tier] + worker * self._stride
+    def _start(self, worker: int, site: str) -> int:
+        return self._firsts[site] + worker * self._stride
 
 
 def share(shape: BoardShape) -> "ctypes.Array[ctypes.c_double]":
@@ -183,6 +185,18 @@ def share(shape: BoardShape) -> "ctypes.Array[ctypes.c_double]":
     return memory
 
 
-def board_of(tiers: Iterable[str]) -> Board:
+def board_of(sites: Iterable[str]) -> Board:
     """Return a board of one process."""
-    return Board(BoardShape(tiers=tuple(tiers)))
+    return Board(BoardShape(sites=tuple(sites)))
+
+
+def has_answered(board: Board) -> bool:
+    """Return whether one engine of every tier has answered once."""
+    groups = group_sites(board.shape.sites).values()
+    return all(any(board.engine(site, EngineSlot.WAS_ALIVE) for site in sites) for sites in groups)
+
+
+def find_healthy(board: Board) -> dict[str, bool]:
+    """Return, of each tier, whether one of its engines answers and works."""
+    groups = group_sites(board.shape.sites)
+    return {tier: any(map(board.is_alive, sites)) for tier, sites in groups.items()}

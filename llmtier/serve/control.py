@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from llmtier.serve.board import Board, BoardShape, EngineSlot, share
+from llmtier.serve.board import Board, BoardShape, find_healthy, has_answered, share
 from llmtier.serve.http_server import HttpRequest, HttpServer, Reply, ServerLimits
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.pool import ServedTier
@@ -106,7 +106,8 @@ async def control_forever(
     ending = Ending()
     reserved = reserve_port(plan.host, plan.port)
     try:
-        shape = BoardShape(tiers=tuple(tier.name for tier in tiers), n_workers=plan.n_workers)
+        sites = tuple(site.name for tier in tiers for site in tier.sites)
+        shape = BoardShape(sites=sites, n_workers=plan.n_workers)
         seat = WorkerSeat(host=plan.host, port=reserved.getsockname()[1], shape=shape, memory=share(shape))
         board = Board(shape, seat.memory)
         book = make_book(board)
@@ -212,10 +213,8 @@ class AdminPages:
         reply.send_whole(200, self._book.page(), content_type=Metrics.content_type)
 
     def _send_ready(self, reply: Reply) -> None:
-        board = self._board
-        healthy = {tier: board.is_alive(tier) for tier in board.shape.tiers}
-        has_answered = all(board.engine(tier, EngineSlot.WAS_ALIVE) for tier in board.shape.tiers)
-        is_ready = has_answered and any(healthy.values()) and not self._ending.asked.is_set()
+        healthy = find_healthy(self._board)
+        is_ready = has_answered(self._board) and any(healthy.values()) and not self._ending.asked.is_set()
         reply.send_whole(200 if is_ready else 503, msgspec.json.encode({"ready": is_ready, "healthy": healthy}))
 
     def _send_workers(self, reply: Reply) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 
-from llmtier.core.decision import Decision
 from llmtier.core.requirement import Requirement
 from llmtier.serve.admission import Admission, Place
 from llmtier.serve.admission_plan import (
@@ -18,10 +17,12 @@ from llmtier.serve.admission_plan import (
     TierLimit,
     find_deadline,
     limit_of,
+    scale_limit,
 )
 from llmtier.serve.breaker import BreakerState, Failure, classify_status
 from llmtier.serve.choose import find_next_tier
-from llmtier.serve.metrics import BREAKER, DEMAND, QUEUE
+from llmtier.serve.metrics import BREAKER, DEMAND, ENGINE_BREAKER, QUEUE
+from llmtier.serve.planner import Plan
 from llmtier.serve.pool import TierPool
 from llmtier.serve.record import Record
 from llmtier.serve.refusal import RequestRefusedError
@@ -29,6 +30,7 @@ from llmtier.serve.relay import UpstreamError, UpstreamFault
 from llmtier.serve.retry import RetryBudget, parse_retry_after
 from llmtier.serve.shed import Shed
 from llmtier.serve.state import AppState
+from llmtier.serve.trail import Trail
 
 _FAILURES = {
     UpstreamFault.CONNECT: Failure.CONNECT,
@@ -43,9 +45,12 @@ _OPENNESS = {BreakerState.CLOSED: 0.0, BreakerState.HALF_OPEN: 1.0, BreakerState
 class Guard:
     """The guard of one gateway process.
 
+    A profile's limit is that of one engine. A tier with several has one queue and one limit, as many times that as
+    engines answer and are not left alone: looked at each second, and balance between them is the pool's business.
+
     Args:
         pool: The tiers.
-        limits: Of each tier.
+        limits: Of one engine of each tier.
         settings: The bounds of waiting.
         clock: Monotonic seconds.
         now: For dates in Retry-After.
@@ -64,14 +69,26 @@ class Guard:
     ) -> None:
         self._pool = pool
         self._now = now
-        board, worker = pool.board, pool.worker
         fleet = Fleet(
-            worker=worker,
-            n_workers=board.shape.n_workers,
-            others=lambda tier: sum((board.others(worker, tier) or (0.0, 0.0))[:2]),
+            worker=pool.worker,
+            n_workers=pool.board.shape.n_workers,
+            others=pool.n_elsewhere,
         )
-        self.admission = Admission(limits, settings, clock=clock, fleet=fleet, hooks=hooks)
+        self._limits = {name: limit for name, limit in limits.items() if pool.tiers[name].more_urls}
+        self._n_fit = {name: max(pool.n_fit(name), 1) for name in self._limits}
+        scaled = {name: scale_limit(limit, self._n_fit.get(name, 1)) for name, limit in limits.items()}
+        self.admission = Admission(scaled, settings, clock=clock, fleet=fleet, hooks=hooks)
         self.budget = RetryBudget()
+
+    def tick(self) -> None:
+        """Fit limits to the engines that take requests now, and hand out what only time brings; once a second."""
+        changed = {}
+        for name, limit in self._limits.items():
+            n_fit = max(self._pool.n_fit(name), 1)
+            if n_fit != self._n_fit[name]:
+                self._n_fit[name] = n_fit
+                changed[name] = scale_limit(limit, n_fit)
+        self.admission.update(changed)
 
     def enter(self, tier: str, record: Record, limits: Requirement) -> Place | Shed:
         """Ask for a slot of a tier; a place may have to wait for its turn."""
@@ -87,42 +104,68 @@ class Guard:
             predicted_s=None if deadline is None else deadline.predicted_s,
         )
 
-    def pick(self, decision: Decision, tier: str, tried: list[str], *, is_named: bool) -> str:
-        """Return where a request goes: the chosen tier, or another while that one's breaker is open.
+    def pick(self, plan: Plan, tier: str, trail: Trail) -> None:
+        """Note in ``trail`` where a request goes: the chosen tier, or another while no breaker of that one lets it pass.
 
         With nobody else left it goes there all the same, unless the client named the tier itself.
 
         Args:
-            decision: Who was offered.
+            plan: Who was offered, and whether the client named the tier.
             tier: The chosen one.
-            tried: Those that were asked or passed over; passed-over ones are added.
-            is_named: Whether the client named the tier.
+            trail: Of the request; tiers that are passed over are added.
 
         Raises:
             RequestRefusedError: 503; the tier was named, and its breaker is open.
         """
         first = tier
-        while not self._pool.may_try(tier):
-            tried.append(tier)
-            following = find_next_tier(decision, tried=tried)
+        while (site := self._pool.pick_site(tier, plan.affinity)) is None:
+            trail.tiers.append(tier)
+            following = find_next_tier(plan.decision, tried=trail.tiers)
             if following is not None:
                 tier = following
                 continue
-            if not is_named:
-                return first
-            wait_s = max(math.ceil(self._pool.shut_for_s(tier)), 1)
+            if not plan.is_named:
+                tier, site = first, self._pool.any_site(first)
+                break
+            wait_s = max(math.ceil(self._find_pause(tier)), 1)
             message = f"tier {tier} has failed too often of late; ask again in {wait_s} s, or for another model"
             raise RequestRefusedError(message, status=503, code="tier_unavailable", retry_after_s=wait_s)
-        return tier
+        trail.enter(tier, site)
 
-    def judge_failure(self, tier: str, failure: UpstreamError) -> float | None:
-        """Tell the tier's breaker of a failure before the first byte; return the Retry-After that the engine gave."""
+    def pick_again(self, plan: Plan, trail: Trail, *, since_s: float) -> None:
+        """Look once more for the best engine of the present tier, after a wait that began at ``since_s``."""
+        if self._pool.sites[trail.site].replica is not None:
+            self._pool.note_dismissed(trail.site, sent_s=since_s)
+            trail.site = trail.sites[-1] = self._pool.pick_site(trail.tier, plan.affinity) or trail.site
+
+    def pick_replica(self, plan: Plan, trail: Trail) -> bool:
+        """Return whether another engine of the tier is to be asked after one failed, and note it in ``trail``.
+
+        Once a request, and within the budget of second tries.
+        """
+        if trail.has_switched:
+            return False
+        site = self._pool.pick_site(trail.tier, plan.affinity, tried=trail.sites)
+        if site is None:
+            return False
+        if not self.budget.take():
+            self._pool.note_dismissed(site, sent_s=math.inf)
+            return False
+        trail.has_switched = True
+        trail.switch(site)
+        return True
+
+    def _find_pause(self, tier: str) -> float:
+        return min(self._pool.shut_for_s(site.name) for site in self._pool.tiers[tier].sites)
+
+    def judge_failure(self, site: str, failure: UpstreamError) -> float | None:
+        """Tell the site's breaker of a failure before the first byte; return the Retry-After that the engine gave."""
         wait_s = parse_retry_after(failure.retry_after, self._now()) if failure.retry_after else None
         kind = _FAILURES.get(failure.fault) or classify_status(failure.status or 500)
         if kind is None:
-            self._pool.note_dismissed(tier, sent_s=failure.sent_s)
+            self._pool.note_dismissed(site, sent_s=failure.sent_s)
         else:
-            self._pool.note_failure(tier, kind, sent_s=failure.sent_s, retry_after_s=wait_s)
+            self._pool.note_failure(site, kind, sent_s=failure.sent_s, retry_after_s=wait_s)
         return wait_s
 
 
@@ -149,6 +192,9 @@ def make_guard(state: AppState) -> Guard:
         metrics.set_gauge(QUEUE, partial(guard.admission.n_waiting, name), name)
         metrics.set_gauge(DEMAND, partial(_find_demand, guard, pool, name), name)
         metrics.set_gauge(BREAKER, partial(_find_openness, pool, name), name)
+    for site in pool.sites.values():
+        if site.replica is not None:
+            metrics.set_gauge(ENGINE_BREAKER, partial(_read_breaker, pool, site.name), site.tier, str(site.replica))
     return guard
 
 
@@ -158,4 +204,9 @@ def _find_demand(guard: Guard, pool: TierPool, name: str) -> float:
 
 
 def _find_openness(pool: TierPool, name: str) -> float:
-    return _OPENNESS[pool.breaker_state(name)]
+    """Return the state of the breaker of the tier that lets most pass."""
+    return min(_read_breaker(pool, site.name) for site in pool.tiers[name].sites)
+
+
+def _read_breaker(pool: TierPool, site: str) -> float:
+    return _OPENNESS[pool.breaker_state(site)]

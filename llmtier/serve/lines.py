@@ -19,7 +19,7 @@ LOGGER_NAME = "llmtier.serve.record"
 """As whose the lines are written, whichever way they take."""
 
 FIELDS = (
-    *("request_id", "tier", "reason", "rule", "outcome", "status", "misses", "need_accuracy", "need_ttft_s"),
+    *("request_id", "tier", "replica", "reason", "rule", "outcome", "status", "misses", "need_accuracy", "need_ttft_s"),
     *("need_tpot_s", "need_e2el_s", "is_met", "n_attempts", "overhead_s", "ttft_s", "tpot_s", "e2el_s"),
     *("n_input_tokens", "n_output_tokens", "usd"),
 )

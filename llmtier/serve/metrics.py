@@ -16,8 +16,9 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from llmtier.score.cache import ScoreCache
-from llmtier.serve.board import Board
+from llmtier.serve.board import Board, find_healthy
 from llmtier.serve.pool import TierPool
+from llmtier.serve.site import group_sites
 from llmtier.serve.tally import Combine, Key, Tally, TallyBook, decode_tally, encode_tally
 
 NO_TIER = "none"
@@ -61,6 +62,9 @@ SIGNAL_FAILURES = Family(
 )
 RELOADS = Family("llmtier_config_reloads", "Configurations read anew, done or refused.", ("outcome",))
 SHED = Family("llmtier_shed", "Requests that a tier had no room for in time, moved on or refused.", ("tier", "reason"))
+REPLICA_RETRIES = Family(
+    "llmtier_replica_retries", "Requests that failed on an engine and were asked of another of its tier.", ("tier",)
+)
 ENGINE_RESTARTS = Family("llmtier_engine_restarts", "Engines started again after they had ended.", ("tier",))
 LOG_DROPPED = Family("llmtier_log_dropped", "Traffic-log rows lost: queue full or disk failing.")
 LOG_LOST = Family("llmtier_log_lost", "Traffic-log rows that a gateway before this one lost by ending abruptly.")
@@ -94,7 +98,14 @@ E2EL_S = Family(
 )
 
 INFLIGHT = Family("llmtier_tier_inflight", "Requests on the tier now.", ("tier",))
-HEALTHY = Family("llmtier_tier_healthy", "1 while the tier's engine answers.", ("tier",))
+HEALTHY = Family("llmtier_tier_healthy", "1 while one of the tier's engines answers.", ("tier",))
+ENGINE_UP = Family("llmtier_engine_up", "1 while the engine answers, where a tier has several.", ("tier", "replica"))
+ENGINE_INFLIGHT = Family(
+    "llmtier_engine_inflight", "Requests on the engine now, where a tier has several.", ("tier", "replica")
+)
+ENGINE_BREAKER = Family(
+    "llmtier_engine_breaker_state", "As llmtier_breaker_state, where a tier has several.", ("tier", "replica")
+)
 QUEUE = Family("llmtier_tier_queue", "Requests that wait in the gateway for the tier.", ("tier",))
 DEMAND = Family("llmtier_tier_demand", "Requests that want the tier: on it, and waiting for it.", ("tier",))
 BREAKER = Family("llmtier_breaker_state", "The tier's circuit breaker: 0 closed, 1 on trial, 2 open.", ("tier",))
@@ -103,13 +114,23 @@ POLICY_INFO = Family("llmtier_policy_info", "1 for the policy in force.", ("dige
 
 _COUNTERS = (
     *(REQUESTS, DECISIONS, SLA_MISSES, COST_USD, SAVINGS_USD, OVERSPEND_USD, DEVIATIONS, SIGNAL_FAILURES),
-    *(SHED, RELOADS),
+    *(SHED, RELOADS, REPLICA_RETRIES),
     *(ENGINE_RESTARTS, LOG_DROPPED, LOG_LOST, LOG_FILES_REMOVED, LINES_DROPPED, CACHE_HITS, CACHE_MISSES),
 )
 _HISTOGRAMS = (OVERHEAD_S, TTFT_S, ITL_S, E2EL_S)
-_GAUGES = (INFLIGHT, HEALTHY, QUEUE, DEMAND, BREAKER, DRIFT, POLICY_INFO)
+_GAUGES = (
+    *(INFLIGHT, HEALTHY, QUEUE, DEMAND, BREAKER, DRIFT, POLICY_INFO),
+    *(ENGINE_UP, ENGINE_INFLIGHT, ENGINE_BREAKER),
+)
 
-COMBINE: dict[str, Combine] = {HEALTHY.name: min, BREAKER.name: max, DRIFT.name: max, POLICY_INFO.name: max}
+COMBINE: dict[str, Combine] = {
+    HEALTHY.name: min,
+    BREAKER.name: max,
+    DRIFT.name: max,
+    POLICY_INFO.name: max,
+    ENGINE_UP.name: min,
+    ENGINE_BREAKER.name: max,
+}
 """What the processes' readings of a gauge become; those of the others are added."""
 
 Reading = Callable[[], float | None]
@@ -170,6 +191,11 @@ class Metrics:
             self.set_gauge(INFLIGHT, partial(pool.n_in_flight, name), name)
             self.set_gauge(DEMAND, partial(pool.n_in_flight, name), name)
             self.set_gauge(HEALTHY, partial(pool.is_healthy, name), name)
+        for site in pool.sites.values():
+            if site.replica is not None:
+                labels = (site.tier, str(site.replica))
+                self.set_gauge(ENGINE_UP, partial(pool.board.is_alive, site.name), *labels)
+                self.set_gauge(ENGINE_INFLIGHT, partial(pool.n_on_site, site.name), *labels)
         self.set_policy(policy_digest)
 
     def count(self, family: Family) -> Count:
@@ -179,6 +205,10 @@ class Metrics:
     def count_reload(self, outcome: str) -> None:
         """Count a configuration that was read anew."""
         self.tally.add((RELOADS.name, outcome))
+
+    def count_replica_retry(self, tier: str) -> None:
+        """Count a request that another engine of its tier was asked."""
+        self.tally.add((REPLICA_RETRIES.name, tier))
 
     def count_shed(self, tier: str, reason: str) -> None:
         """Count a request that a tier had no room for."""
@@ -244,8 +274,12 @@ class CountBook:
         """Return the metrics page."""
         total = self._book.total()
         total.merge(self._own)
-        for tier in self._board.shape.tiers:
-            total.gauges[(HEALTHY.name, tier)] = float(self._board.is_alive(tier))
+        for tier, is_healthy in find_healthy(self._board).items():
+            total.gauges[(HEALTHY.name, tier)] = float(is_healthy)
+        for tier, sites in group_sites(self._board.shape.sites).items():
+            if len(sites) > 1:
+                for number, site in enumerate(sites, start=1):
+                    total.gauges[(ENGINE_UP.name, tier, str(number))] = float(self._board.is_alive(site))
         return render_page(total)
 
 

@@ -35,6 +35,7 @@ class Plan:
         decision: Where it goes, and what else was offered.
         conversation: What it belongs to; ``None`` where conversations are not kept together.
         is_named: Whether the client named the tier itself.
+        affinity: What brings it to the same of a tier's engines each time; ``None`` takes any.
     """
 
     request: WireRequest
@@ -42,6 +43,7 @@ class Plan:
     decision: Decision
     conversation: bytes | None
     is_named: bool
+    affinity: bytes | None = None
 
 
 class Planner:
@@ -60,6 +62,7 @@ class Planner:
         self._bodies = BodyReader(state.caps)
         self._needs = NeedsReader(defaults=state.defaults, classes=state.classes)
         self._sticky = StickyTable(ttl_s=state.sticky_s, clock=state.clock) if state.sticky_s > 0 else None
+        self._has_replicas = any(tier.more_urls for tier in state.pool.tiers.values())
         profiles = [tier.profile for tier in state.pool.tiers.values()]
         self._limits_context = any(profile is not None and profile.context_tokens is not None for profile in profiles)
 
@@ -98,7 +101,10 @@ class Planner:
         if choice.decision.tier is None:
             record.outcome = RequestOutcome.REJECTED
             raise reject(choice)
-        return Plan(request, size, choice.decision, conversation, not is_auto)
+        affinity = conversation
+        if affinity is None and self._has_replicas:
+            affinity = self._identify(record, http, request)
+        return Plan(request, size, choice.decision, conversation, not is_auto, affinity)
 
     def note_served(self, plan: Plan, tier: str) -> None:
         """Remember which tier served a conversation's turn."""
@@ -159,8 +165,7 @@ class Planner:
         """Leave a conversation on the tier of its last turn while that meets the need."""
         if self._sticky is None or choice.decision.reason is Reason.RULE:
             return None
-        caller = record.key_sha256 or ""
-        conversation = identify(request.messages, session=find_session(http.headers), caller=caller.encode())
+        conversation = self._identify(record, http, request)
         if conversation is None:
             return None
         record.session_sha256 = conversation.hex()
@@ -170,6 +175,13 @@ class Planner:
             choice.decision = replace(decision, tier=tier)
             record.reason = STICKY
         return conversation
+
+    def _identify(self, record: Record, http: HttpRequest, request: WireRequest) -> bytes | None:
+        """Return what the conversation is known by; ``None`` where conversations are not kept together."""
+        if self._sticky is None:
+            return None
+        caller = record.key_sha256 or ""
+        return identify(request.messages, session=find_session(http.headers), caller=caller.encode())
 
 
 def reject(choice: Choice) -> RequestRefusedError:

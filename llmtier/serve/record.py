@@ -74,7 +74,8 @@ class Record:
         choice: What was decided.
         probabilities: P(correct) by tier, as the scorer said; ``None`` when it was not asked.
         tier: The tier that answered or was last tried; likewise ``reason``.
-        n_in_flight: Requests on the tier before this one.
+        replica: Number of the engine that answered or was last asked, where its tier has several.
+        n_in_flight: Requests on that engine before this one.
         n_attempts: Times that an engine was asked.
         is_unreachable: Whether the last engine could not be connected to.
         n_pieces: Pieces of content that a stream came in.
@@ -103,6 +104,7 @@ class Record:
     probabilities: Mapping[str, float] | None = None
     tier: str | None = None
     reason: str | None = None
+    replica: int | None = None
     n_in_flight: int = 0
     n_attempts: int = 0
     is_unreachable: bool = False

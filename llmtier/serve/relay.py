@@ -81,7 +81,7 @@ class Errand:
     """What is sent to one engine.
 
     Attributes:
-        tier: For messages.
+        tier: The site, for messages: a tier, or one of its engines as ``tier#2``.
         client: Connections to the engine.
         path: The endpoint.
         headers: Lines that go along, each with its end.

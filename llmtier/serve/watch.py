@@ -1,6 +1,6 @@
 """Ask each engine whether it lives and how full it is, for ever, and write the answers on the board.
 
-Reads ``GET <health_path>`` and ``GET /metrics`` of every tier. Runs in the control process, or beside the gateway where
+Reads ``GET <health_path>`` and ``GET /metrics`` of every site. Runs in the control process, or beside the gateway where
 there is only one process. One slow engine delays no other; a page that cannot be read leaves what is on the board to
 grow old.
 """
@@ -17,6 +17,7 @@ from llmtier.serve.board import Board, EngineSlot
 from llmtier.serve.http_client import UpstreamBrokenError, UpstreamClient, UpstreamConnectError
 from llmtier.serve.pool import ServedTier
 from llmtier.serve.scrape import SignsReader
+from llmtier.serve.site import Site
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Watcher:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._watched = [_Watched(tier, board, clock, plan.stuck_s) for tier in tiers]
+        self._watched = [_Watched(site, board, clock, plan.stuck_s) for tier in tiers for site in tier.sites]
         self._plan = plan
 
     async def probe(self, *, timeout_s: float = PROBE_TIMEOUT_S) -> None:
@@ -87,13 +88,13 @@ class Watcher:
 
 
 class _Watched:
-    """One tier under watch."""
+    """One site under watch."""
 
-    def __init__(self, tier: ServedTier, board: Board, clock: Callable[[], float], stuck_s: float) -> None:
-        self._tier = tier
+    def __init__(self, site: Site, board: Board, clock: Callable[[], float], stuck_s: float) -> None:
+        self._site = site
         self._board = board
         self._clock = clock
-        self._client = UpstreamClient(tier.base_url)
+        self._client = UpstreamClient(site.base_url)
         self._signs = SignsReader()
         self._n_timeouts = 0
         self._stuck_s = stuck_s
@@ -105,15 +106,18 @@ class _Watched:
     async def probe_forever(self, interval_s: float) -> None:
         while True:
             await asyncio.sleep(interval_s)
-            was_alive = self._board.is_alive(self._tier.name)
+            was_alive = self._board.is_alive(self._site.name)
             await self.probe(PROBE_TIMEOUT_S)
-            if self._board.is_alive(self._tier.name) != was_alive:
-                logger.warning("tier health changed", extra={"tier": self._tier.name, "is_healthy": not was_alive})
+            if self._board.is_alive(self._site.name) != was_alive:
+                logger.warning(
+                    "engine health changed",
+                    extra={"tier": self._site.tier, "site": self._site.name, "is_healthy": not was_alive},
+                )
 
     async def probe(self, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                status, _ = await self._get(self._tier.health_path)
+                status, _ = await self._get(self._site.health_path)
         except TimeoutError:
             self._n_timeouts += 1
             if self._n_timeouts >= TIMEOUTS_UNTIL_DEAD:
@@ -128,7 +132,7 @@ class _Watched:
         while True:
             await asyncio.sleep(interval_s)
             with suppress(TimeoutError, UpstreamConnectError, UpstreamBrokenError):
-                n_own = self._board.n_in_flight(self._tier.name)
+                n_own = self._board.n_in_flight(self._site.name)
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     status, page = await self._get("/metrics")
                 if status in _NO_PAGE:
@@ -138,7 +142,7 @@ class _Watched:
     def _write_signs(self, page: bytes, n_before: float) -> None:
         """Read a page; of what is on its engine, the gateway's own is the most that it was around the moment."""
         now_s = self._clock()
-        n_own = max(n_before, self._board.n_in_flight(self._tier.name))
+        n_own = max(n_before, self._board.n_in_flight(self._site.name))
         signs = self._signs.read(page, now_s=now_s, n_own=n_own)
         for slot, value in (
             (EngineSlot.N_FOREIGN, signs.n_foreign),
@@ -147,8 +151,8 @@ class _Watched:
             (EngineSlot.KV_USAGE, signs.kv_usage),
             (EngineSlot.PREEMPTIONS_PER_S, signs.preemptions_per_s),
         ):
-            self._board.set_engine(self._tier.name, slot, math.nan if value is None else value)
-        self._board.set_engine(self._tier.name, EngineSlot.SIGNS_S, now_s)
+            self._board.set_engine(self._site.name, slot, math.nan if value is None else value)
+        self._board.set_engine(self._site.name, EngineSlot.SIGNS_S, now_s)
         self._note_steps(now_s, is_still=bool(signs.is_stuck))
 
     def _note_steps(self, now_s: float, *, is_still: bool) -> None:
@@ -158,25 +162,28 @@ class _Watched:
         elif self._still_since_s is None:
             self._still_since_s = now_s
         is_stuck = self._still_since_s is not None and now_s - self._still_since_s >= self._stuck_s
-        if is_stuck != bool(self._board.engine(self._tier.name, EngineSlot.STUCK)):
-            logger.warning("engine stands still" if is_stuck else "engine works again", extra={"tier": self._tier.name})
-            self._board.set_engine(self._tier.name, EngineSlot.STUCK, float(is_stuck))
+        if is_stuck != bool(self._board.engine(self._site.name, EngineSlot.STUCK)):
+            logger.warning(
+                "engine stands still" if is_stuck else "engine works again",
+                extra={"tier": self._site.tier, "site": self._site.name},
+            )
+            self._board.set_engine(self._site.name, EngineSlot.STUCK, float(is_stuck))
 
     def _set_alive(self, *, is_alive: bool) -> None:
-        board, name = self._board, self._tier.name
+        board, name = self._board, self._site.name
         if is_alive:
             board.set_engine(name, EngineSlot.ALIVE_S, self._clock())
             board.set_engine(name, EngineSlot.WAS_ALIVE, 1.0)
         board.set_engine(name, EngineSlot.ALIVE, float(is_alive))
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        answer = await self._client.get(path, headers=authorization(self._tier))
+        answer = await self._client.get(path, headers=authorization(self._site))
         try:
             return answer.status, await answer.read_whole(limit_bytes=_PAGE_BYTES)
         finally:
             answer.close()
 
 
-def authorization(tier: ServedTier) -> bytes:
+def authorization(engine: ServedTier | Site) -> bytes:
     """Return the header line that an engine's key goes in; empty without a key."""
-    return b"" if tier.api_key is None else b"authorization: Bearer " + tier.api_key.encode() + b"\r\n"
+    return b"" if engine.api_key is None else b"authorization: Bearer " + engine.api_key.encode() + b"\r\n"

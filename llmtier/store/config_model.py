@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     JsonValue,
+    StringConstraints,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -55,12 +56,21 @@ class EngineKind(StrEnum):
     MOCK = "mock"
 
 
+def _drop_version(url: str) -> str:
+    """Accept the usual form with ``/v1`` at the end: every caller adds the path it needs."""
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://\S+$"), AfterValidator(_drop_version)]
+
+
 class EngineConfig(ConfigModel):
     """The ``engine`` of a tier.
 
     Attributes:
         kind: Who serves.
-        url: Base URL without ``/v1``; for ``openai`` only.
+        url: Base URL without ``/v1``; for ``openai`` only, which needs it or ``urls``.
+        urls: Base URLs of several engines that serve the same model with the same settings; ``url`` is left out then.
         python: An interpreter that has vLLM, in place of the isolated environment.
         api_key_env: Environment variable that holds the key for ``url``.
         model_name: What the server calls the model; ``None`` means the tier's name.
@@ -71,7 +81,8 @@ class EngineConfig(ConfigModel):
     """
 
     kind: EngineKind = EngineKind.VLLM
-    url: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    url: Url | None = None
+    urls: tuple[Url, ...] = Field(default=(), max_length=64)
     python: ConfigPath | None = None
     api_key_env: str | None = Field(default=None, min_length=1)
     model_name: str | None = Field(default=None, min_length=1)
@@ -79,12 +90,6 @@ class EngineConfig(ConfigModel):
     env: dict[str, str] = Field(default_factory=dict)
     start_timeout_s: float = Field(default=300.0, gt=0)
     mock: dict[str, JsonValue] | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _without_version(cls, url: str | None) -> str | None:
-        """Accept the usual form with ``/v1`` at the end: every caller adds the path it needs."""
-        return None if url is None else url.rstrip("/").removesuffix("/v1").rstrip("/")
 
     @field_validator("env", mode="before")
     @classmethod
@@ -95,11 +100,20 @@ class EngineConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
-        if (self.url is not None) != (self.kind is EngineKind.OPENAI):
-            raise ValueError("'url' belongs to kind 'openai', which needs it, and to no other kind")
+        if (self.url is not None or bool(self.urls)) != (self.kind is EngineKind.OPENAI):
+            raise ValueError("'url' belongs to kind 'openai', which needs it or 'urls', and to no other kind")
+        if self.url is not None and self.urls:
+            raise ValueError("give 'url' or 'urls', not both")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError("'urls' names one engine twice")
         if self.mock is not None and self.kind is not EngineKind.MOCK:
             raise ValueError("'mock' belongs to kind 'mock' only")
         return self
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The URLs, be it one or several; empty for engines without."""
+        return self.urls if self.url is None else (self.url,)
 
 
 class PriceConfig(ConfigModel):

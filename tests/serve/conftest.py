@@ -148,7 +148,10 @@ def word_scorer():
 
 @pytest.fixture
 def make_state(make_profile):
-    """Return a maker of the state of a gateway over ``{tier: base URL}``, ``small`` being ten times cheaper."""
+    """Return a maker of the state of a gateway over ``{tier: base URL}``, ``small`` being ten times cheaper.
+
+    A tier with several engines has a list of URLs.
+    """
 
     def make(urls, **changes):
         prices = {"small": 0.1, "large": 1.0}
@@ -157,10 +160,11 @@ def make_state(make_profile):
             ServedTier(
                 name=name,
                 base_url=url,
+                more_urls=tuple(more),
                 model_name=f"engine-{name}",
                 profile=make_profile(name, usd=prices.get(name, 5.0), accuracy=accuracies.get(name, 0.7)),
             )
-            for name, url in urls.items()
+            for name, (url, *more) in ((name, [url] if isinstance(url, str) else url) for name, url in urls.items())
         ]
         pool = changes.pop("pool", None) or TierPool(tiers)
         changes.setdefault("watch", WatchPlan(health_interval_s=0.05, metrics_interval_s=60))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmtier.serve.board import N_COUNTS, Board, BoardShape, EngineSlot, board_of, share
 
-SHAPE = BoardShape(tiers=("a", "b"), n_workers=3)
+SHAPE = BoardShape(sites=("a", "b"), n_workers=3)
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from llmtier.serve.metrics import CountBook, Metrics
 
 @pytest.fixture
 def pool():
-    return SimpleNamespace(tiers={"small": None, "large": None}, n_in_flight=lambda _: 2, is_healthy=lambda _: True)
+    return SimpleNamespace(
+        tiers={"small": None, "large": None}, n_in_flight=lambda _: 2, is_healthy=lambda _: True, sites={}
+    )
 
 
 def samples(page):

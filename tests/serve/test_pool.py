@@ -76,7 +76,7 @@ def test_routing_is_shown_which_co_tenants_are_at_work(make_profile):
 
 
 def test_routing_is_shown_what_other_processes_have_there():
-    shape = BoardShape(tiers=("a",), n_workers=2)
+    shape = BoardShape(sites=("a",), n_workers=2)
     memory = share(shape)
     mine, other = (
         TierPool([make_tier("a")], clock=Clock(), board=Board(shape, memory), worker=number) for number in range(2)

@@ -34,7 +34,7 @@ def pool(make_profile):
     """Return a pool of two tiers at 0.01 and 0.1 USD per output token."""
     profiles = {"small": make_profile("small", usd=0.1), "large": make_profile("large", usd=1.0)}
     tiers = {name: SimpleNamespace(profile=profile) for name, profile in profiles.items()}
-    return SimpleNamespace(tiers=tiers, n_in_flight=lambda _: 0, is_healthy=lambda _: True)
+    return SimpleNamespace(tiers=tiers, n_in_flight=lambda _: 0, is_healthy=lambda _: True, sites={})
 
 
 @pytest.fixture

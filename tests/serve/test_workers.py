@@ -121,7 +121,7 @@ async def test_a_worker_that_dies_is_replaced_and_its_counts_stay(eventually):
 
 
 async def test_workers_that_cannot_start_are_an_error():
-    shape = BoardShape(tiers=("small",), n_workers=2)
+    shape = BoardShape(sites=("small",), n_workers=2)
     workers = Workers(
         fail_at_once,
         Board(shape, share(shape)),

@@ -175,6 +175,16 @@ TIER = "tiers:\n- model: m\n  scheme: bf16\n"
         (TIER + "  scheme: fp8\n", "4: key 'scheme' stands twice, first on line 3; remove one"),
         (TIER + "  engine: {kind: openai}\n", "4: tiers[0].engine: 'url' belongs to kind 'openai'"),
         (TIER + "  engine: {url: 'http://x'}\n", "4: tiers[0].engine: 'url' belongs to kind 'openai'"),
+        (TIER + "  engine: {urls: ['http://x']}\n", "4: tiers[0].engine: 'url' belongs to kind 'openai'"),
+        (
+            TIER + "  engine: {kind: openai, url: 'http://x', urls: ['http://y']}\n",
+            "4: tiers[0].engine: give 'url' or 'urls', not both",
+        ),
+        (
+            TIER + "  engine: {kind: openai, urls: ['http://x', 'http://x/v1']}\n",
+            "4: tiers[0].engine: 'urls' names one engine twice",
+        ),
+        (TIER + "  engine: {kind: openai, urls: [x]}\n", "4: tiers[0].engine.urls[0]: "),
         (TIER + "  engine: {mock: {}}\n", "4: tiers[0].engine: 'mock' belongs to kind 'mock'"),
         (TIER + "  engine: {kind: openai, url: x}\n", "4: tiers[0].engine.url: "),
         (TIER + "  engine: {args: {a: 2026-01-01}}\n", "4: tiers[0].engine.args.a: "),
