@@ -121,7 +121,7 @@ def renew_state(path: Path, host: str, kept: "AppState") -> "AppState":
     """
     from dataclasses import replace
 
-    from llmtier.cli.serve import check, choose_default
+    from llmtier.cli.serve import check, check_safe, choose_default
     from llmtier.cli.serve_signals import plan_signals
     from llmtier.serve.keys import check_exposure
     from llmtier.serve.rules import make_rules
@@ -135,6 +135,7 @@ def renew_state(path: Path, host: str, kept: "AppState") -> "AppState":
     routing = load_routing(config)
     policy = None if routing is None else routing[0]
     check(tiers, {}, policy, is_forced=True)
+    check_safe(config, names)
     renewed = _assemble(
         config,
         routing,
@@ -177,6 +178,7 @@ def _assemble(  # everything that a gateway is made of
         signals=signals,
         rules=rules,
         default_tier=default_tier,
+        safe_tier=gateway.safe_tier,
         defaults=config.slo.to_requirement(),
         classes=config.to_classes(),
         keys=load_keys(config),

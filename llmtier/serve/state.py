@@ -61,6 +61,7 @@ class AppState:
         signals: How the signals are got that the scorer reads.
         rules: The user's own, which come before the scorer; ``None`` when there are none.
         default_tier: Where ``auto`` goes without a policy.
+        safe_tier: Where requests go when routing itself fails; ``None`` takes the policy's reference, else the default.
         defaults: Limits of a request that states none.
         classes: SLO classes by name.
         keys: Who may ask; ``None`` asks nobody for a key.
@@ -84,6 +85,7 @@ class AppState:
     signals: SignalPlan = field(default_factory=SignalPlan)
     rules: RuleBook | None = None
     default_tier: str | None = None
+    safe_tier: str | None = None
     defaults: Requirement = field(default_factory=Requirement)
     classes: Mapping[str, Requirement] = field(default_factory=dict)
     keys: KeyRing | None = None

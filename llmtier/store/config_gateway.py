@@ -103,6 +103,8 @@ class GatewayConfig(ConfigModel):
         log_rotate_s: Longest time that one file of the traffic log is written.
         log_keep_bytes: Size that the log's files may have together, the oldest going first; ``None`` keeps all.
         default_tier: Where ``auto`` goes before a policy exists; ``None`` means the first served tier.
+        safe_tier: Where a request goes when routing itself fails; ``None`` means the policy's reference tier, else the
+            default tier.
         request_timeout_s: How long an answer may take.
         first_byte_timeout_s: How long the first byte of a stream may take before another tier is asked.
         stall_timeout_s: How long an engine may send nothing within a stream.
@@ -123,6 +125,7 @@ class GatewayConfig(ConfigModel):
     log_rotate_s: float = Field(default=300.0, gt=0)
     log_keep_bytes: int | None = Field(default=None, gt=0)
     default_tier: str | None = None
+    safe_tier: str | None = None
     request_timeout_s: float = Field(default=120.0, gt=0)
     first_byte_timeout_s: float = Field(default=60.0, gt=0)
     stall_timeout_s: float = Field(default=30.0, gt=0)
