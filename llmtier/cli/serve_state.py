@@ -184,7 +184,8 @@ def _assemble(  # everything that a gateway is made of
         keys=load_keys(config),
         caps=Caps(**caps, allowed=frozenset(gateway.allow_fields)),
         admission=AdmissionSettings(
-            priorities={name: Priority[word.upper()] for name, word in gateway.priorities.items()}
+            upgrades=gateway.when_full == "upgrade",
+            priorities={name: Priority[word.upper()] for name, word in gateway.priorities.items()},
         ),
         sticky_s=gateway.sticky_s,
         deadlines=Deadlines(

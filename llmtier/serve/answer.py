@@ -18,7 +18,7 @@ from llmtier.serve.http_client import UpstreamClient
 from llmtier.serve.http_server import HttpRequest, Reply
 from llmtier.serve.metrics import DRIFT
 from llmtier.serve.planner import RETRY_AFTER_S, Planner
-from llmtier.serve.record import FAILOVER, Record, Recorder, RequestOutcome, begin
+from llmtier.serve.record import FAILOVER, UPGRADE, Record, Recorder, RequestOutcome, begin
 from llmtier.serve.refusal import RequestRefusedError, error_event
 from llmtier.serve.relay import UpstreamError, UpstreamFault
 from llmtier.serve.shed import Shed
@@ -54,7 +54,9 @@ class CompletionHandler:
         )
         self.guard = make_guard(state) if guard is None else guard
         scorer = None if scores is None else _read_signals(state, scores, clients)
-        self._planner = Planner(state, scorer, on_decided=self._recorder.decided)
+        self._planner = Planner(
+            state, scorer, on_decided=self._recorder.decided, has_room=self.guard.admission.has_room
+        )
         self._sender = Sender(state, clients, self._planner)
 
     def tick(self) -> None:
@@ -169,11 +171,11 @@ class CompletionHandler:
             exchange.reply.headers.update(shed.headers)
             record.outcome = RequestOutcome.SHED
             raise shed.refusal()
-        self._note_move(record, following)
+        self._note_move(record, following, UPGRADE)
         return following
 
-    def _note_move(self, record: Record, tier: str) -> None:
-        record.tier, record.reason, record.propensity = tier, FAILOVER, None
+    def _note_move(self, record: Record, tier: str, reason: str = FAILOVER) -> None:
+        record.tier, record.reason, record.propensity = tier, reason, None
         self._recorder.decided(record)
 
 

@@ -13,8 +13,9 @@ from llmtier.serve.http_server import HttpRequest
 from llmtier.serve.keys import hash_credential
 from llmtier.serve.ledger import PromptSize
 from llmtier.serve.needs import Needs, NeedsReader
-from llmtier.serve.record import KEY_DIGITS, Record, RequestOutcome
+from llmtier.serve.record import KEY_DIGITS, UPGRADE, WAIT, Record, RequestOutcome
 from llmtier.serve.refusal import RequestRefusedError
+from llmtier.serve.room import find_room
 from llmtier.serve.rules import find_rule
 from llmtier.serve.safe_tier import RoutingStep, SafeTier
 from llmtier.serve.signals import SignalReader
@@ -52,12 +53,21 @@ class Planner:
         state: What the gateway is made of.
         scorer: Scores prompts; ``None`` without a policy.
         on_decided: Told of each decision's record.
+        has_room: Tells of a tier whether a request could start there now.
     """
 
-    def __init__(self, state: AppState, scorer: SignalReader | None, *, on_decided: Callable[[Record], None]) -> None:
+    def __init__(
+        self,
+        state: AppState,
+        scorer: SignalReader | None,
+        *,
+        on_decided: Callable[[Record], None],
+        has_room: Callable[[str], bool],
+    ) -> None:
         self._state = state
         self._scorer = scorer
         self._on_decided = on_decided
+        self._has_room = has_room
         self._bodies = BodyReader(state.caps)
         self._needs = NeedsReader(defaults=state.defaults, classes=state.classes)
         self._safe = SafeTier(state)
@@ -103,9 +113,9 @@ class Planner:
             RequestRefusedError: No tier may or can serve the request.
         """
         state = self._state
-        step = RoutingStep.RULES
+        step, conversation = RoutingStep.RULES, None
+        is_auto = request.model in AUTO_ALIASES
         try:
-            is_auto = request.model in AUTO_ALIASES
             prompt = request.to_prompt(record.request_id, domain=question.needs.domain)
             if is_auto:
                 question.rule = find_rule(state.rules, prompt, domain=question.needs.domain, headers=http.headers)
@@ -115,13 +125,28 @@ class Planner:
             step = RoutingStep.CHOOSE
             states = self._states(key, question)
             choice = choose(question, states, policy=state.policy, default_tier=self._default_among(states))
-            step = RoutingStep.STICKY
-            return choice, self._keep_conversation(record, choice, http, request) if is_auto else None
+            if is_auto:
+                step = RoutingStep.STICKY
+                conversation = self._keep_conversation(record, choice, http, request)
+                step = RoutingStep.ROOM
+                self._make_room(record, choice)
         except RequestRefusedError:
             raise
         except Exception as failure:  # noqa: BLE001  # a bug of ours is no reason to fail the request
             self._safe.note(step, failure)
+            record.reason = None
             return self._safe.choose(question, self._allowed(key, question.model)), None
+        return choice, conversation
+
+    def _make_room(self, record: Record, choice: Choice) -> None:
+        """Send a request elsewhere where its tier has no room, and say so where routing did that itself."""
+        decision = choice.decision
+        move = find_room(decision, self._has_room, upgrades=self._state.admission.upgrades)
+        if move is None or (move.tier == decision.tier and record.reason == STICKY):
+            return
+        if move.tier != decision.tier:
+            choice.decision = replace(decision, tier=move.tier)
+        record.reason = WAIT if move.waits else UPGRADE
 
     def note_served(self, plan: Plan, tier: str) -> None:
         """Remember which tier served a conversation's turn."""

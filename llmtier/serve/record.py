@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 FAILOVER = "failover"
 """The reason of a decision that replaces one whose tier failed before the first byte."""
 
+UPGRADE = "upgrade"
+"""The reason of a decision that goes to another tier for want of room on a cheaper one."""
+
+WAIT = "wait"
+"""The reason of a decision to wait for the cheapest tier that meets the need, not where routing alone would go."""
+
 KEY_DIGITS = 16
 """Of a key's sha256: enough to tell one client's requests from another's."""
 

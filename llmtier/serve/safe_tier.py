@@ -24,6 +24,7 @@ class RoutingStep(StrEnum):
     SCORE = "score"
     CHOOSE = "choose"
     STICKY = "sticky"
+    ROOM = "room"
 
 
 class SafeTier:

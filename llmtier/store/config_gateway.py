@@ -97,6 +97,8 @@ class GatewayConfig(ConfigModel):
         caps: Bounds of a request.
         allow_fields: Body fields that clients may use though they can hurt an engine.
         priorities: SLO class to ``high``, ``normal`` or ``low``: who goes first where requests wait for a tier.
+        when_full: What ``auto`` does where the cheapest tier that meets the need has no room: ``upgrade`` takes a dearer one
+            that has, ``wait`` waits while the limits of time allow.
         sticky_s: How long after its last turn a conversation stays on its tier; 0 chooses anew each turn.
         log_dir: Folder of the traffic log; ``None`` writes none.
         log_text: Whether the traffic log keeps messages.
@@ -119,6 +121,7 @@ class GatewayConfig(ConfigModel):
     caps: CapsConfig = Field(default_factory=CapsConfig)
     allow_fields: tuple[Permission, ...] = ()
     priorities: dict[ClassName, Literal["high", "normal", "low"]] = Field(default_factory=dict)
+    when_full: Literal["upgrade", "wait"] = "upgrade"
     sticky_s: float = Field(default=0.0, ge=0)
     log_dir: ConfigPath | None = None
     log_text: bool = False

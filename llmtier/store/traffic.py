@@ -96,7 +96,7 @@ class TrafficRow:
         request_id: The gateway's own.
         received_at: UTC instant, ISO 8601.
         tier: Who answered, or was asked last; ``None`` when nobody was.
-        reason: ``Reason`` of the decision, or ``failover``.
+        reason: ``Reason`` of the decision, or ``sticky``, ``upgrade``, ``wait`` or ``failover``.
         alias: The ``model`` that was asked for.
         domain: The client's label; ``None`` when absent.
         predicted_accuracy: P(correct) on ``tier``; ``None`` when unknown.
