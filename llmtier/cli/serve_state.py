@@ -162,6 +162,7 @@ def _assemble(  # everything that a gateway is made of
 ) -> "AppState":
     from llmtier.serve.admission_plan import AdmissionSettings
     from llmtier.serve.caps import Caps
+    from llmtier.serve.hedge import HedgeSettings
     from llmtier.serve.http_server import ServerLimits
     from llmtier.serve.priority_queue import Priority
     from llmtier.serve.relay import Deadlines
@@ -188,6 +189,7 @@ def _assemble(  # everything that a gateway is made of
             priorities={name: Priority[word.upper()] for name, word in gateway.priorities.items()},
         ),
         sticky_s=gateway.sticky_s,
+        hedge=None if gateway.hedge is None else HedgeSettings(is_on=True, **gateway.hedge.model_dump()),
         deadlines=Deadlines(
             first_byte_s=gateway.first_byte_timeout_s,
             stall_s=gateway.stall_timeout_s,

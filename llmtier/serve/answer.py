@@ -18,6 +18,7 @@ from llmtier.serve.http_client import UpstreamClient
 from llmtier.serve.http_server import HttpRequest, Reply
 from llmtier.serve.metrics import DRIFT
 from llmtier.serve.planner import RETRY_AFTER_S, Planner
+from llmtier.serve.race import Racer
 from llmtier.serve.record import FAILOVER, UPGRADE, Record, Recorder, RequestOutcome, begin
 from llmtier.serve.refusal import RequestRefusedError, error_event
 from llmtier.serve.relay import UpstreamError, UpstreamFault
@@ -58,6 +59,9 @@ class CompletionHandler:
             state, scorer, on_decided=self._recorder.decided, has_room=self.guard.admission.has_room
         )
         self._sender = Sender(state, clients, self._planner)
+        self._racer = None
+        if state.hedge is not None and state.hedge.is_on:
+            self._racer = Racer(state, self._sender, self.guard, state.hedge, on_moved=self._recorder.decided)
 
     def tick(self) -> None:
         """Hand out what only time brings: slots that other processes gave back; once a second."""
@@ -106,7 +110,9 @@ class CompletionHandler:
                 continue
             try:
                 shed = await self._wait_for_turn(exchange.record, entered)
-                tier = await self._try(exchange, tried) if shed is None else self._move_on(exchange, tried, shed)
+                tier = (
+                    await self._try(exchange, tried, entered) if shed is None else self._move_on(exchange, tried, shed)
+                )
             finally:
                 entered.leave()
 
@@ -131,10 +137,13 @@ class CompletionHandler:
         finally:
             record.queued_s = (record.queued_s or 0.0) + self._state.clock() - since_s
 
-    async def _try(self, exchange: Exchange, tried: list[str]) -> str | None:
+    async def _try(self, exchange: Exchange, tried: list[str], place: Place) -> str | None:
         """Ask the last of ``tried``; return the tier to ask next, ``None`` when the request has been answered."""
         try:
-            await self._sender.send(exchange, tried[-1])
+            if self._racer is None:
+                await self._sender.send(exchange, tried[-1])
+            else:
+                await self._racer.send(exchange, tried, place)
         except UpstreamError as failure:
             return self._fail_over(exchange, tried, failure)
         return None

@@ -70,8 +70,13 @@ class Guard:
             n_workers=board.shape.n_workers,
             others=lambda tier: sum((board.others(worker, tier) or (0.0, 0.0))[:2]),
         )
+        self._limits = {name: limit.max_in_flight for name, limit in limits.items()}
         self.admission = Admission(limits, settings, clock=clock, fleet=fleet, hooks=hooks)
         self.budget = RetryBudget()
+
+    def limit_of(self, tier: str) -> int | None:
+        """Return how many a tier takes at once; ``None`` without a limit."""
+        return self._limits[tier]
 
     def enter(self, tier: str, record: Record, limits: Requirement) -> Place | Shed:
         """Ask for a slot of a tier; a place may have to wait for its turn."""

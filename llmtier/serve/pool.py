@@ -213,6 +213,10 @@ class TierPool:
         """Return how many requests this process has on the tier now."""
         return self._live[name].ledger.n_in_flight
 
+    def tokens_per_character(self, name: str) -> float:
+        """Return the length of a tier's prompts in tokens, by what its engine has counted."""
+        return self._live[name].ledger.tokens_per_character
+
     def is_healthy(self, name: str) -> bool:
         """Return whether the tier's engine answered last time."""
         return self._board.is_alive(name)

@@ -13,6 +13,7 @@ from llmtier.route.rules import RuleBook
 from llmtier.score.cache import CAPACITY, PromptScorer
 from llmtier.serve.admission_plan import AdmissionSettings
 from llmtier.serve.caps import Caps
+from llmtier.serve.hedge import HedgeSettings
 from llmtier.serve.http_server import ServerLimits
 from llmtier.serve.keys import KeyRing
 from llmtier.serve.log import TrafficLog
@@ -68,6 +69,7 @@ class AppState:
         caps: What a body may hold.
         admission: The bounds of waiting for a tier.
         sticky_s: How long a conversation stays on its tier; 0 chooses anew each turn.
+        hedge: When a late first byte is asked for twice; ``None`` for never.
         traffic: The traffic log, not yet started; ``None`` when none is kept.
         log_text: Whether the traffic log holds prompts.
         watch: How often this process asks the engines how they are; ``None`` leaves that to another process.
@@ -94,6 +96,7 @@ class AppState:
     sticky_s: float = 0.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
+    hedge: HedgeSettings | None = None
     traffic: TrafficLog | None = None
     log_text: bool = False
     watch: WatchPlan | None = field(default_factory=WatchPlan)

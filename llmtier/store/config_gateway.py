@@ -83,6 +83,22 @@ class CapsConfig(ConfigModel):
     body_bytes: int = Field(default=10_000_000, ge=1024)
 
 
+class HedgeConfig(ConfigModel):
+    """When a first byte that is late is asked for from a second tier as well; whichever speaks first serves.
+
+    Attributes:
+        budget_share: Such requests as a share of all.
+        max_saved: How many of them a quiet time may save up.
+        max_prompt_tokens: Longest prompt that is asked for twice.
+        max_load_share: Share of its limit that a tier may have in flight to be asked as well.
+    """
+
+    budget_share: float = Field(default=0.05, ge=0, le=1)
+    max_saved: float = Field(default=5.0, ge=1)
+    max_prompt_tokens: int = Field(default=2048, ge=0)
+    max_load_share: float = Field(default=0.5, ge=0, le=1)
+
+
 class GatewayConfig(ConfigModel):
     """How ``serve`` listens, whom it answers, and what it keeps.
 
@@ -107,6 +123,7 @@ class GatewayConfig(ConfigModel):
         default_tier: Where ``auto`` goes before a policy exists; ``None`` means the first served tier.
         safe_tier: Where a request goes when routing itself fails; ``None`` means the policy's reference tier, else the
             default tier.
+        hedge: When a late first byte is asked for twice; ``None`` for never.
         request_timeout_s: How long an answer may take.
         first_byte_timeout_s: How long the first byte of a stream may take before another tier is asked.
         stall_timeout_s: How long an engine may send nothing within a stream.
@@ -129,6 +146,7 @@ class GatewayConfig(ConfigModel):
     log_keep_bytes: int | None = Field(default=None, gt=0)
     default_tier: str | None = None
     safe_tier: str | None = None
+    hedge: HedgeConfig | None = None
     request_timeout_s: float = Field(default=120.0, gt=0)
     first_byte_timeout_s: float = Field(default=60.0, gt=0)
     stall_timeout_s: float = Field(default=30.0, gt=0)

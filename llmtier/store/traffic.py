@@ -83,6 +83,7 @@ TRAFFIC_COLUMNS = (
     _null("n_system_characters", "int64", unit="1"),
     _null("max_tokens", "int64", unit="tokens"),
     _null("session_sha256", "string"),
+    _null("hedged", "string"),
 )
 
 
@@ -96,7 +97,7 @@ class TrafficRow:
         request_id: The gateway's own.
         received_at: UTC instant, ISO 8601.
         tier: Who answered, or was asked last; ``None`` when nobody was.
-        reason: ``Reason`` of the decision, or ``sticky``, ``upgrade``, ``wait`` or ``failover``.
+        reason: ``Reason`` of the decision, or ``sticky``, ``upgrade``, ``wait``, ``hedge`` or ``failover``.
         alias: The ``model`` that was asked for.
         domain: The client's label; ``None`` when absent.
         predicted_accuracy: P(correct) on ``tier``; ``None`` when unknown.
@@ -134,6 +135,7 @@ class TrafficRow:
         n_characters: Of all of them; ``n_system_characters`` of the system's.
         max_tokens: Longest answer asked for.
         session_sha256: First digits of a digest of the conversation.
+        hedged: How asking a second tier for a late first byte went: ``won``, ``lost`` or ``failed``.
     """
 
     request_id: str
@@ -185,6 +187,7 @@ class TrafficRow:
     n_system_characters: int | None = None
     max_tokens: int | None = None
     session_sha256: str | None = None
+    hedged: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
