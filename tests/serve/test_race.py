@@ -4,13 +4,18 @@ import asyncio
 import importlib.util
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from llmtier.core.rule import Condition, Rule
 from llmtier.route.rules import RuleBook
 from llmtier.serve.hedge import HedgeSettings
+from llmtier.serve.http_reply import Heads, ReplyChannel
+from llmtier.serve.http_server import HttpRequest, Reply
+from llmtier.serve.lane import Lane, LaneReply
 from llmtier.serve.pool import TierPool
+from llmtier.serve.race import _Race
 from llmtier.serve.relay import Deadlines
 from llmtier.store.patterns import compile_pattern
 from tests.serve.scripted_server import (
@@ -211,29 +216,23 @@ async def test_a_client_that_leaves_ends_both(rig, eventually):
     assert 1 == sum(counts.get(requests(name, "client_gone"), 0) for name in ground.engines)
 
 
-async def test_the_loser_gives_up_its_slot_at_once_and_its_breaker_learns_nothing(
-    make_state, running_gateway, eventually
-):
+async def test_the_loser_gives_up_its_slot_at_once_and_its_breaker_learns_nothing(make_state, running_gateway):
+    """Its tier takes one request: while the winner still streams, the next one that names it is served."""
+
     def make(urls, **changes):
-        tiers = [
-            replace(tier, profile=replace(tier.profile, max_in_flight=2))
-            for tier in make_state(urls).pool.tiers.values()
-        ]
-        return make_state(urls, pool=TierPool(tiers), **changes)
+        tiers = make_state(urls).pool.tiers.values()
+        small = [replace(tier, profile=replace(tier.profile, max_in_flight=1)) for tier in tiers]
+        return make_state(urls, pool=TierPool(small), **changes)
 
     async with rigged(make, running_gateway, deadlines=PATIENT, hedge=ON) as ground, asyncio.TaskGroup() as group:
         for _ in range(7):  # more than it takes to open a breaker
-            ground.small.say(Step.HANG)
             last = asyncio.Event()
+            ground.small.turns.append([Step.HANG])
             ground.engines["large"].say(EVENTS, chunk(token("saved")), last, STREAM[len(EVENTS) :])
             n_gone = ground.small.n_gone
             asking = group.create_task(ground.ask(stream=True))
             await ground.small.left(n_gone + 1, within_s=5)
-
-            async def is_free():
-                return not (await ground.counts())['llmtier_tier_demand{tier="small"}']
-
-            await eventually(is_free)
+            assert 200 == (await ground.ask(model="small"))[0]
             assert not asking.done()
             last.set()
             assert 200 == (await asking)[0]
@@ -241,6 +240,48 @@ async def test_the_loser_gives_up_its_slot_at_once_and_its_breaker_learns_nothin
 
     assert {0.0} == {counts[f'llmtier_breaker_state{{tier="{name}"}}'] for name in ground.engines}
     assert 7 == counts[hedges("won")]
+
+
+class Wire:
+    """A transport that keeps what is written."""
+
+    def __init__(self):
+        self.data = b""
+
+    def write(self, data):
+        self.data += data
+
+
+async def test_only_the_first_that_speaks_reaches_the_client_even_in_the_same_step():
+    """Over sockets it is luck whether two speak before either can be cancelled; here they do."""
+    channel = ReplyChannel(Heads())
+    channel.transport = Wire()
+    request = HttpRequest(method="POST", path="/", query="", headers=[], body=b"", received_s=0.0, complete_s=0.0)
+    race = _Race(SimpleNamespace(on_moved=lambda _: None), SimpleNamespace(), [])
+    lanes = [Lane(name, None, None) for name in ("slow", "fast")]
+    for lane in lanes:
+        lane.task = asyncio.create_task(asyncio.sleep(60))
+        race.lanes.append(lane)
+    real = Reply(channel, request)
+    slow, fast = (LaneReply(real, partial(race._claim, lane)) for lane in lanes)
+    slow.on_writable = slow.on_unwritable = lambda: pytest.fail("the loser's")
+    fast.headers[b"x-llmtier-tier"] = b"fast"
+    fast.on_writable = print
+    for reply in (fast, slow):
+        reply.start(200, content_type=b"text/event-stream")
+        reply.write(reply.headers.get(b"x-llmtier-tier", b"slow"))
+        slow.finish(b"slow")
+    slow.send_whole(200, b"slow")
+    with pytest.raises(asyncio.CancelledError):
+        await lanes[0].task
+    lanes[1].task.cancel()
+
+    assert (1, 2, 0) == (
+        channel.transport.data.count(b"HTTP/1.1 200"),
+        *map(channel.transport.data.count, (b"fast", b"slow")),
+    )
+    assert (print, None) == (real.on_writable, real.on_unwritable)
+    assert (True, False) == (slow.is_finished, fast.is_finished)
 
 
 @pytest.mark.parametrize(
