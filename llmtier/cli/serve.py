@@ -128,13 +128,20 @@ def count_workers(wanted: str | int) -> int:
 
 
 def choose_served(config: "Config", names: Sequence[str], policy: "Policy | None") -> "list[TierConfig]":
-    """Return the named tiers, else the policy's and those that rules pin to, else all."""
+    """Return the named tiers, else the policy's, those that rules pin to and the safe one, else all.
+
+    Raises:
+        PlanError: The safe tier is not among them.
+    """
     from llmtier.cli.engines import choose_tiers
 
-    if names or policy is None:
-        return choose_tiers(config, names)
-    pinned = [rule.pin for rule in config.routing.to_rules() if rule.pin is not None]
-    return choose_tiers(config, list(dict.fromkeys([*(tier.name for tier in policy.tiers), *pinned])))
+    if not names and policy is not None:
+        pinned = [rule.pin for rule in config.routing.to_rules() if rule.pin is not None]
+        safe = [] if config.gateway.safe_tier is None else [config.gateway.safe_tier]
+        names = list(dict.fromkeys([*(tier.name for tier in policy.tiers), *pinned, *safe]))
+    tiers = choose_tiers(config, names)
+    check_safe(config, [tier.name for tier in tiers])
+    return tiers
 
 
 def check(
@@ -171,6 +178,19 @@ def choose_default(config: "Config", tiers: "Sequence[TierConfig]") -> str:
             f"gateway.default_tier {wanted} is not served (served: {', '.join(names)}); serve it, or name another"
         )
     return wanted or names[0]
+
+
+def check_safe(config: "Config", names: Sequence[str]) -> None:
+    """Check that the safe tier, where one is configured, is among those that are served.
+
+    Raises:
+        PlanError: It is not.
+    """
+    safe = config.gateway.safe_tier
+    if safe is not None and safe not in names:
+        raise PlanError(
+            f"gateway.safe_tier {safe} is not served (served: {', '.join(names)}); serve it, or name another"
+        )
 
 
 async def run(

@@ -123,7 +123,7 @@ def renew_state(path: Path, host: str, kept: "AppState") -> "AppState":
     """
     from dataclasses import replace
 
-    from llmtier.cli.serve import check, choose_default
+    from llmtier.cli.serve import check, check_safe, choose_default
     from llmtier.cli.serve_signals import plan_signals
     from llmtier.serve.keys import check_exposure
     from llmtier.serve.rules import make_rules
@@ -137,6 +137,7 @@ def renew_state(path: Path, host: str, kept: "AppState") -> "AppState":
     routing = load_routing(config)
     policy = None if routing is None else routing[0]
     check(tiers, {}, policy, is_forced=True)
+    check_safe(config, names)
     renewed = _assemble(
         config,
         routing,
@@ -163,6 +164,7 @@ def _assemble(  # everything that a gateway is made of
 ) -> "AppState":
     from llmtier.serve.admission_plan import AdmissionSettings
     from llmtier.serve.caps import Caps
+    from llmtier.serve.hedge import HedgeSettings
     from llmtier.serve.http_server import ServerLimits
     from llmtier.serve.priority_queue import Priority
     from llmtier.serve.relay import Deadlines
@@ -179,14 +181,17 @@ def _assemble(  # everything that a gateway is made of
         signals=signals,
         rules=rules,
         default_tier=default_tier,
+        safe_tier=gateway.safe_tier,
         defaults=config.slo.to_requirement(),
         classes=config.to_classes(),
         keys=load_keys(config),
         caps=Caps(**caps, allowed=frozenset(gateway.allow_fields)),
         admission=AdmissionSettings(
-            priorities={name: Priority[word.upper()] for name, word in gateway.priorities.items()}
+            upgrades=gateway.when_full == "upgrade",
+            priorities={name: Priority[word.upper()] for name, word in gateway.priorities.items()},
         ),
         sticky_s=gateway.sticky_s,
+        hedge=None if gateway.hedge is None else HedgeSettings(is_on=True, **gateway.hedge.model_dump()),
         deadlines=Deadlines(
             first_byte_s=gateway.first_byte_timeout_s,
             stall_s=gateway.stall_timeout_s,

@@ -51,6 +51,7 @@ class Reason(StrEnum):
     PINNED = "pinned"
     RULE = "rule"
     FALLBACK = "fallback"
+    SAFE_TIER = "safe_tier"  # routing itself failed
     REJECTED = "rejected"
 
 

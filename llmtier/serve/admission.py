@@ -133,7 +133,7 @@ class _Gate:
         """Let a request in that found its worker's share in use: borrow a slot, wait for one, or be shed."""
         now_s = self.clock()
         self.pump(now_s)
-        if self._has_room():
+        if self.has_room():
             self.n_running += 1
             return Place(self, now_s)
         end_s = math.inf if deadline_s is None else deadline_s
@@ -172,7 +172,7 @@ class _Gate:
 
     def pump(self, now_s: float) -> None:
         """Hand out the slots that are free, in turn."""
-        while self._has_room() and (waiting := self.queue.pop(now_s)) is not None:
+        while self.has_room() and (waiting := self.queue.pop(now_s)) is not None:
             self._admission.n_waiting_in_all -= 1
             if waiting.latest_start_s < now_s:
                 self._turn_away(waiting, ShedReason.DEADLINE)
@@ -214,7 +214,8 @@ class _Gate:
         """Return the time in which ``n`` slots become free; 0 while no time of service is known."""
         return n * (self._service_s or 0.0) / max(self.share, self.n_running)
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Return whether one more could run now: in this worker's share, or borrowed."""
         n = self.n_running
         return n < self.share or (n < self._limit and n + self._admission.fleet.others(self.tier) < self._limit)
 
@@ -318,6 +319,10 @@ class Admission:
         for gate in self._gates.values():
             for waiting in gate.queue:
                 gate.shed(waiting, ShedReason.DRAINING)
+
+    def has_room(self, tier: str) -> bool:
+        """Return whether a request could start on a tier now."""
+        return self._gates[tier].has_room()
 
     def n_waiting(self, tier: str) -> int:
         """Return how many wait for a tier."""

@@ -24,6 +24,7 @@ class AdmissionSettings:
         key_share: Share of a tier's queue that one key may fill, at least one place.
         promote_after_s: Time after which a waiting request is overdue (see ``priority_queue``).
         max_wait_s: Longest wait, also of a request without a deadline.
+        upgrades: Whether ``auto`` takes a dearer tier that has room before it waits for a cheaper one.
         priorities: SLO class to priority; the others, and requests without a class, are ``NORMAL``.
     """
 
@@ -32,6 +33,7 @@ class AdmissionSettings:
     key_share: float = 0.5
     promote_after_s: float = 5.0
     max_wait_s: float = 60.0
+    upgrades: bool = True
     priorities: Mapping[str, Priority] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ from llmtier.serve.http_client import UpstreamClient
 from llmtier.serve.http_server import HttpRequest, Reply
 from llmtier.serve.metrics import DRIFT
 from llmtier.serve.planner import RETRY_AFTER_S, Planner
-from llmtier.serve.record import FAILOVER, Record, Recorder, RequestOutcome, begin
+from llmtier.serve.race import Racer
+from llmtier.serve.record import FAILOVER, UPGRADE, Record, Recorder, RequestOutcome, begin
 from llmtier.serve.refusal import RequestRefusedError, error_event
 from llmtier.serve.relay import UpstreamError, UpstreamFault
 from llmtier.serve.shed import Shed
@@ -56,8 +57,13 @@ class CompletionHandler:
         )
         self.guard = make_guard(state) if guard is None else guard
         scorer = None if scores is None else _read_signals(state, scores, clients)
-        self._planner = Planner(state, scorer, on_decided=self._recorder.decided)
+        self._planner = Planner(
+            state, scorer, on_decided=self._recorder.decided, has_room=self.guard.admission.has_room
+        )
         self._sender = Sender(state, clients, self._planner)
+        self._racer = None
+        if state.hedge is not None and state.hedge.is_on:
+            self._racer = Racer(state, self._sender, self.guard, state.hedge, on_moved=self._recorder.decided)
 
     def tick(self) -> None:
         """Hand out what only time brings: slots that other processes gave back; once a second."""
@@ -104,7 +110,10 @@ class CompletionHandler:
                 continue
             try:
                 shed = await self._wait_for_turn(exchange, trail, entered)
-                tier = await self._try(exchange, trail) if shed is None else self._move_on(exchange, trail, shed)
+                if shed is None:
+                    tier = await self._try(exchange, trail, entered)
+                else:
+                    tier = self._move_on(exchange, trail, shed)
             finally:
                 entered.leave()
 
@@ -133,11 +142,14 @@ class CompletionHandler:
             self.guard.pick_again(exchange.plan, trail, since_s=since_s)
         return shed
 
-    async def _try(self, exchange: Exchange, trail: Trail) -> str | None:
+    async def _try(self, exchange: Exchange, trail: Trail, place: Place) -> str | None:
         """Ask where ``trail`` ends; return the tier to ask next, ``None`` when the request has been answered."""
         while True:
             try:
-                await self._sender.send(exchange, trail.site)
+                if self._racer is None:
+                    await self._sender.send(exchange, trail.site)
+                else:
+                    await self._racer.send(exchange, trail, place)
             except UpstreamError as failure:
                 following = self._fail_over(exchange, trail, failure)
                 if following is not None:
@@ -179,11 +191,11 @@ class CompletionHandler:
             exchange.reply.headers.update(shed.headers)
             record.outcome = RequestOutcome.SHED
             raise shed.refusal()
-        self._note_move(record, following)
+        self._note_move(record, following, UPGRADE)
         return following
 
-    def _note_move(self, record: Record, tier: str) -> None:
-        record.tier, record.reason, record.propensity = tier, FAILOVER, None
+    def _note_move(self, record: Record, tier: str, reason: str = FAILOVER) -> None:
+        record.tier, record.reason, record.propensity = tier, reason, None
         self._recorder.decided(record)
 
 

@@ -203,9 +203,10 @@ def build_gateway(state: AppState) -> Gateway:
     """Return the gateway; it opens connections only while it is ``running``.
 
     Raises:
-        PlanError: The default tier is not served.
+        PlanError: The default or the safe tier is not served.
     """
-    default, served = state.default_tier, state.pool.tiers
-    if default is not None and default not in served:
-        raise PlanError(f"gateway.default_tier: {default!r} is not served; served: {', '.join(served)}")
+    served = state.pool.tiers
+    for key, wanted in (("default_tier", state.default_tier), ("safe_tier", state.safe_tier)):
+        if wanted is not None and wanted not in served:
+            raise PlanError(f"gateway.{key}: {wanted!r} is not served; served: {', '.join(served)}")
     return Gateway(state)

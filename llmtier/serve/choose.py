@@ -161,6 +161,13 @@ def find_next_tier(decision: Decision, *, tried: Collection[str]) -> str | None:
     return min(left, key=rank).tier if left else None
 
 
+def refuse_unknown(model: str, served: Iterable[str]) -> RequestRefusedError:
+    """Return the refusal of a request for a model that is not served."""
+    names = ", ".join((AUTO_ALIASES[0], *served))
+    message = f"model {model!r} is not served here; served: {names}"
+    return RequestRefusedError(message, status=404, code="model_not_found", param="model")
+
+
 def make_offer(question: Question, state: TierState) -> Offer:
     """Predict what one tier would do; P(correct) falls back to the tier's measured mean."""
     profile, probabilities = state.profile, question.probabilities
@@ -255,9 +262,7 @@ def _pin(
     barred: Collection[str] = (),
 ) -> Choice:
     if tier not in states:
-        names = ", ".join((AUTO_ALIASES[0], *states))
-        message = f"model {tier!r} is not served here; served: {names}"
-        raise RequestRefusedError(message, status=404, code="model_not_found", param="model")
+        raise refuse_unknown(tier, states)
     offers = [make_offer(question, state) for state in (states[tier], *(o for o in others if o.name != tier))]
     limits = question.needs.requirement
     misses: list[Miss] = []

@@ -74,6 +74,7 @@ class Guard:
             n_workers=pool.board.shape.n_workers,
             others=pool.n_elsewhere,
         )
+        self._each = dict(limits)
         self._limits = {name: limit for name, limit in limits.items() if pool.tiers[name].more_urls}
         self._n_fit = {name: max(pool.n_fit(name), 1) for name in self._limits}
         scaled = {name: scale_limit(limit, self._n_fit.get(name, 1)) for name, limit in limits.items()}
@@ -89,6 +90,10 @@ class Guard:
                 self._n_fit[name] = n_fit
                 changed[name] = scale_limit(limit, n_fit)
         self.admission.update(changed)
+
+    def limit_of(self, tier: str) -> int | None:
+        """Return how many a tier takes at once, by all its engines; ``None`` without a limit."""
+        return scale_limit(self._each[tier], self._n_fit.get(tier, 1)).max_in_flight
 
     def enter(self, tier: str, record: Record, limits: Requirement) -> Place | Shed:
         """Ask for a slot of a tier; a place may have to wait for its turn."""

@@ -1,4 +1,4 @@
-"""Whether to ask a second tier for a first token that is overdue. Off by default; decides, and sends nothing.
+"""Whether to ask a second tier for a first token that is overdue. Off by default; decides, and sends nothing (``race.py``).
 
 A hedge pays where one engine is slow for a reason of its own and another is idle. It makes things worse where load is
 the reason, so it needs somebody idle, a budget that no outage can stretch, and a limit that can still be met. The
@@ -95,6 +95,7 @@ class Late:
         limits: What it asked for.
         offer: What the first tier was predicted to do; ``None`` when it was not.
         prompt_tokens: Estimated length of its prompt.
+        is_whole: Whether its answer comes in one piece, so that its first byte is as late as its last.
     """
 
     received_s: float
@@ -102,6 +103,14 @@ class Late:
     limits: Requirement
     offer: Offer | None
     prompt_tokens: int
+    is_whole: bool = False
+
+    @property
+    def predicted_s(self) -> float | None:
+        """Predicted p95 of the time to its first byte; ``None`` when unknown."""
+        if self.offer is None:
+            return None
+        return self.offer.e2el_s if self.is_whole else self.offer.ttft_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +153,8 @@ class Hedger:
 
     def due_s(self, late: Late) -> float | None:
         """Return the instant at which a missing first byte is late: the tier's predicted p95; ``None`` for never."""
-        if self._find_bar(late) is not None or late.offer is None or late.offer.ttft_s is None:
-            return None
-        return late.sent_s + late.offer.ttft_s
+        predicted_s = late.predicted_s
+        return None if predicted_s is None or self._find_bar(late) is not None else late.sent_s + predicted_s
 
     def decide(self, late: Late, candidates: Iterable[HedgeCandidate], *, now_s: float) -> Hedge | NoHedge:
         """Return whom to ask as well, or why nobody; a hedge has been paid for, so it is to be sent.
@@ -174,7 +182,7 @@ class Hedger:
         """Return what rules a hedge out whatever comes; ``None`` when nothing does."""
         if not self._settings.is_on:
             return NoHedge.OFF
-        if late.offer is None or late.offer.ttft_s is None:
+        if late.predicted_s is None:
             return NoHedge.UNPREDICTED
         return NoHedge.LONG_PROMPT if late.prompt_tokens > self._settings.max_prompt_tokens else None
 

@@ -60,6 +60,12 @@ SIGNAL_FAILURES = Family(
     "Prompts scored without an embedding or a rating that could not be had.",
     ("signal",),
 )
+ROUTING_FAILURES = Family(
+    "llmtier_routing_failures", "Requests that could not be routed and went to the safe tier.", ("step",)
+)
+HEDGES = Family(
+    "llmtier_hedges", "First bytes that were late: how asking a second tier went, or why none was.", ("result",)
+)
 RELOADS = Family("llmtier_config_reloads", "Configurations read anew, done or refused.", ("outcome",))
 SHED = Family("llmtier_shed", "Requests that a tier had no room for in time, moved on or refused.", ("tier", "reason"))
 REPLICA_RETRIES = Family(
@@ -114,7 +120,7 @@ POLICY_INFO = Family("llmtier_policy_info", "1 for the policy in force.", ("dige
 
 _COUNTERS = (
     *(REQUESTS, DECISIONS, SLA_MISSES, COST_USD, SAVINGS_USD, OVERSPEND_USD, DEVIATIONS, SIGNAL_FAILURES),
-    *(SHED, RELOADS, REPLICA_RETRIES),
+    *(SHED, RELOADS, REPLICA_RETRIES, ROUTING_FAILURES, HEDGES),
     *(ENGINE_RESTARTS, LOG_DROPPED, LOG_LOST, LOG_FILES_REMOVED, LINES_DROPPED, CACHE_HITS, CACHE_MISSES),
 )
 _HISTOGRAMS = (OVERHEAD_S, TTFT_S, ITL_S, E2EL_S)

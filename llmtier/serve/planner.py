@@ -4,7 +4,7 @@ Reads the client's bytes and the pool; writes the facts into the request's recor
 for (``signals.py``); the decision itself is ``choose.py``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from llmtier.core.decision import Decision, MissReason, Reason
@@ -13,9 +13,11 @@ from llmtier.serve.http_server import HttpRequest
 from llmtier.serve.keys import hash_credential
 from llmtier.serve.ledger import PromptSize
 from llmtier.serve.needs import Needs, NeedsReader
-from llmtier.serve.record import KEY_DIGITS, Record, RequestOutcome
+from llmtier.serve.record import KEY_DIGITS, UPGRADE, WAIT, Record, RequestOutcome
 from llmtier.serve.refusal import RequestRefusedError
+from llmtier.serve.room import find_room
 from llmtier.serve.rules import find_rule
+from llmtier.serve.safe_tier import RoutingStep, SafeTier
 from llmtier.serve.signals import SignalReader
 from llmtier.serve.state import AppState
 from llmtier.serve.stickiness import STICKY, StickyTable, find_session, identify, keep
@@ -53,14 +55,24 @@ class Planner:
         state: What the gateway is made of.
         scorer: Scores prompts; ``None`` without a policy.
         on_decided: Told of each decision's record.
+        has_room: Tells of a tier whether a request could start there now.
     """
 
-    def __init__(self, state: AppState, scorer: SignalReader | None, *, on_decided: Callable[[Record], None]) -> None:
+    def __init__(
+        self,
+        state: AppState,
+        scorer: SignalReader | None,
+        *,
+        on_decided: Callable[[Record], None],
+        has_room: Callable[[str], bool],
+    ) -> None:
         self._state = state
         self._scorer = scorer
         self._on_decided = on_decided
+        self._has_room = has_room
         self._bodies = BodyReader(state.caps)
         self._needs = NeedsReader(defaults=state.defaults, classes=state.classes)
+        self._safe = SafeTier(state)
         self._sticky = StickyTable(ttl_s=state.sticky_s, clock=state.clock) if state.sticky_s > 0 else None
         self._has_replicas = any(tier.more_urls for tier in state.pool.tiers.values())
         profiles = [tier.profile for tier in state.pool.tiers.values()]
@@ -72,27 +84,19 @@ class Planner:
         Raises:
             RequestRefusedError: It is malformed, its caller unknown, or no tier may or can serve it.
         """
-        state = self._state
         key = self._find_key(http, record)
         request = record.request = self._bodies.read(endpoint, http.body)
         needs = record.needs = self._read_needs(http, request, key)
-        prompt = request.to_prompt(record.request_id, domain=needs.domain)
         is_auto = request.model in AUTO_ALIASES
-        rule = find_rule(state.rules, prompt, domain=needs.domain, headers=http.headers) if is_auto else None
-        if self._scorer is not None and prompt is not None and (rule is None or rule.pin is None):
-            record.probabilities = await self._scorer.probabilities(prompt)
         size = _size_of(request)
         question = Question(
             model=self._find_pin(request, is_auto=is_auto),
             needs=needs,
-            probabilities=record.probabilities or {},
+            probabilities={},
             max_tokens=request.max_tokens,
             size=size,
-            rule=rule,
         )
-        states = self._states(key, question)
-        choice = choose(question, states, policy=state.policy, default_tier=self._default_among(states))
-        conversation = self._keep_conversation(record, choice, http, request) if is_auto else None
+        choice, conversation = await self._route(question, key, http, request, record)
         record.choice = choice
         record.tier = choice.decision.tier
         record.reason = record.reason or choice.decision.reason.value
@@ -105,6 +109,50 @@ class Planner:
         if affinity is None and self._has_replicas:
             affinity = self._identify(record, http, request)
         return Plan(request, size, choice.decision, conversation, not is_auto, affinity)
+
+    async def _route(
+        self, question: Question, key: ApiKey | None, http: HttpRequest, request: WireRequest, record: Record
+    ) -> tuple[Choice, bytes | None]:
+        """Return the choice and the conversation that is kept together; whatever breaks here, the safe tier serves.
+
+        Raises:
+            RequestRefusedError: No tier may or can serve the request.
+        """
+        state = self._state
+        step, conversation = RoutingStep.RULES, None
+        is_auto = request.model in AUTO_ALIASES
+        try:
+            prompt = request.to_prompt(record.request_id, domain=question.needs.domain)
+            if is_auto:
+                question.rule = find_rule(state.rules, prompt, domain=question.needs.domain, headers=http.headers)
+            step = RoutingStep.SCORE
+            if self._scorer is not None and prompt is not None and (question.rule is None or question.rule.pin is None):
+                question.probabilities = record.probabilities = await self._scorer.probabilities(prompt)
+            step = RoutingStep.CHOOSE
+            states = self._states(key, question)
+            choice = choose(question, states, policy=state.policy, default_tier=self._default_among(states))
+            if is_auto:
+                step = RoutingStep.STICKY
+                conversation = self._keep_conversation(record, choice, http, request)
+                step = RoutingStep.ROOM
+                self._make_room(record, choice)
+        except RequestRefusedError:
+            raise
+        except Exception as failure:  # noqa: BLE001  # a bug of ours is no reason to fail the request
+            self._safe.note(step, failure)
+            record.reason = None
+            return self._safe.choose(question, self._allowed(key, question.model)), None
+        return choice, conversation
+
+    def _make_room(self, record: Record, choice: Choice) -> None:
+        """Send a request elsewhere where its tier has no room, and say so where routing did that itself."""
+        decision = choice.decision
+        move = find_room(decision, self._has_room, upgrades=self._state.admission.upgrades)
+        if move is None or (move.tier == decision.tier and record.reason == STICKY):
+            return
+        if move.tier != decision.tier:
+            choice.decision = replace(decision, tier=move.tier)
+        record.reason = WAIT if move.waits else UPGRADE
 
     def note_served(self, plan: Plan, tier: str) -> None:
         """Remember which tier served a conversation's turn."""
@@ -148,9 +196,20 @@ class Planner:
         states = self._state.pool.states()
         if key is None or key.tiers is None:
             return states
-        allowed = {name: state for name, state in states.items() if key.may_use(name)}
-        if not allowed or (question.model in states and question.model not in allowed):
-            message = f"this API key may not use {question.model!r}; it may use: {', '.join(sorted(key.tiers))}"
+        return {name: states[name] for name in self._allowed(key, question.model)}
+
+    def _allowed(self, key: ApiKey | None, model: str) -> Collection[str]:
+        """Return the names of the tiers that the caller may use.
+
+        Raises:
+            RequestRefusedError: 403; it may not use the one it names, or none at all.
+        """
+        names = self._state.pool.tiers
+        if key is None or key.tiers is None:
+            return names
+        allowed = [name for name in names if key.may_use(name)]
+        if not allowed or (model in names and model not in allowed):
+            message = f"this API key may not use {model!r}; it may use: {', '.join(sorted(key.tiers))}"
             raise RequestRefusedError(message, status=403, code="tier_not_allowed", param="model")
         return allowed
 

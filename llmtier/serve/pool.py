@@ -319,6 +319,10 @@ class TierPool:
         """Return how many requests this process has on one of a tier's engines now."""
         return self._live[site].ledger.n_in_flight
 
+    def tokens_per_character(self, site: str) -> float:
+        """Return the length of a site's prompts in tokens, by what its engine has counted."""
+        return self._live[site].ledger.tokens_per_character
+
     def n_elsewhere(self, tier: str) -> float:
         """Return how many requests the gateway's other processes have on the tier."""
         others = [self._board.others(self._worker, live.site.name) for live in self._of_tier[tier]]

@@ -32,6 +32,15 @@ logger = logging.getLogger(__name__)
 FAILOVER = "failover"
 """The reason of a decision that replaces one whose tier failed before the first byte."""
 
+UPGRADE = "upgrade"
+"""The reason of a decision that goes to another tier for want of room on a cheaper one."""
+
+WAIT = "wait"
+"""The reason of a decision to wait for the cheapest tier that meets the need, not where routing alone would go."""
+
+HEDGE = "hedge"
+"""The reason of an answer from the tier that was asked as well when the first one was late."""
+
 KEY_DIGITS = 16
 """Of a key's sha256: enough to tell one client's requests from another's."""
 
@@ -80,6 +89,7 @@ class Record:
         is_unreachable: Whether the last engine could not be connected to.
         n_pieces: Pieces of content that a stream came in.
         status: HTTP status that the client got; 499 when it had left, 500 until something else is known.
+        hedged: How asking a second tier went: ``won``, ``lost`` or ``failed``; ``None`` when nobody was asked.
         usage: As the engine reports it.
         finish_reason: As the engine gives it, of the first choice.
         retry_after_s: What the client was told to wait.
@@ -109,6 +119,7 @@ class Record:
     n_attempts: int = 0
     is_unreachable: bool = False
     n_pieces: int = 0
+    hedged: str | None = None
     status: int = 500
     outcome: RequestOutcome = RequestOutcome.INTERNAL_ERROR
     usage: Usage = Usage()  # never changed, only replaced

@@ -26,6 +26,7 @@ def make_cells(record: "Record") -> Cells:
         *_decision_cells(record, offer),
         *_prompt_cells(record),
         record.replica,
+        record.hedged,
     )
 
 

@@ -30,6 +30,7 @@ Embed = Callable[[str], NDArray[np.float32] | None]
 Ask = Callable[[tuple[Message, ...]], Awaitable[str]]
 
 _MAX_RATING_BYTES = 1 << 20
+_EMBEDDING_TIMEOUT_S = 5.0  # it takes milliseconds; a thread that hangs must not hold requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +115,9 @@ class SignalReader:
 
     async def _embed(self, embed: Embed, prompt: Prompt) -> NDArray[np.float32] | None:
         try:
-            return await asyncio.to_thread(embed, scored_text(prompt))
-        except LlmtierError:
+            async with asyncio.timeout(_EMBEDDING_TIMEOUT_S):
+                return await asyncio.to_thread(embed, scored_text(prompt))
+        except (LlmtierError, TimeoutError):
             self._on_failure(Signal.EMBEDDING)
             return None
 

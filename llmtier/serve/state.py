@@ -13,6 +13,7 @@ from llmtier.route.rules import RuleBook
 from llmtier.score.cache import CAPACITY, PromptScorer
 from llmtier.serve.admission_plan import AdmissionSettings
 from llmtier.serve.caps import Caps
+from llmtier.serve.hedge import HedgeSettings
 from llmtier.serve.http_server import ServerLimits
 from llmtier.serve.keys import KeyRing
 from llmtier.serve.log import TrafficLog
@@ -61,12 +62,14 @@ class AppState:
         signals: How the signals are got that the scorer reads.
         rules: The user's own, which come before the scorer; ``None`` when there are none.
         default_tier: Where ``auto`` goes without a policy.
+        safe_tier: Where requests go when routing itself fails; ``None`` takes the policy's reference, else the default.
         defaults: Limits of a request that states none.
         classes: SLO classes by name.
         keys: Who may ask; ``None`` asks nobody for a key.
         caps: What a body may hold.
         admission: The bounds of waiting for a tier.
         sticky_s: How long a conversation stays on its tier; 0 chooses anew each turn.
+        hedge: When a late first byte is asked for twice; ``None`` for never.
         traffic: The traffic log, not yet started; ``None`` when none is kept.
         log_text: Whether the traffic log holds prompts.
         watch: How often this process asks the engines how they are; ``None`` leaves that to another process.
@@ -84,6 +87,7 @@ class AppState:
     signals: SignalPlan = field(default_factory=SignalPlan)
     rules: RuleBook | None = None
     default_tier: str | None = None
+    safe_tier: str | None = None
     defaults: Requirement = field(default_factory=Requirement)
     classes: Mapping[str, Requirement] = field(default_factory=dict)
     keys: KeyRing | None = None
@@ -92,6 +96,7 @@ class AppState:
     sticky_s: float = 0.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
+    hedge: HedgeSettings | None = None
     traffic: TrafficLog | None = None
     log_text: bool = False
     watch: WatchPlan | None = field(default_factory=WatchPlan)

@@ -53,12 +53,13 @@ def duplicate_names(config: Config, root: Node) -> Iterator[Problem]:
 
 
 def unknown_default(config: Config, root: Node) -> Iterator[Problem]:
-    """Yield a problem when the gateway's default tier is none of the tiers."""
-    wanted = config.gateway.default_tier
+    """Yield a problem when the gateway's default or safe tier is none of the tiers."""
+    gateway = config.gateway
     names = [tier.name for tier in config.tiers]
-    if wanted is not None and wanted not in names:
-        line = line_of(find_node(root, ("gateway", "default_tier"))[0])
-        yield Problem(line=line, message=f"gateway.default_tier: no tier {wanted!r}; {_suggest(wanted, names, 'name')}")
+    for key, wanted in (("default_tier", gateway.default_tier), ("safe_tier", gateway.safe_tier)):
+        if wanted is not None and wanted not in names:
+            line = line_of(find_node(root, ("gateway", key))[0])
+            yield Problem(line=line, message=f"gateway.{key}: no tier {wanted!r}; {_suggest(wanted, names, 'name')}")
 
 
 def faulty_rules(config: Config, root: Node) -> Iterator[Problem]:

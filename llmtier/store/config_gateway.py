@@ -83,6 +83,22 @@ class CapsConfig(ConfigModel):
     body_bytes: int = Field(default=10_000_000, ge=1024)
 
 
+class HedgeConfig(ConfigModel):
+    """When a first byte that is late is asked for from a second tier as well; whichever speaks first serves.
+
+    Attributes:
+        budget_share: Such requests as a share of all.
+        max_saved: How many of them a quiet time may save up.
+        max_prompt_tokens: Longest prompt that is asked for twice.
+        max_load_share: Share of its limit that a tier may have in flight to be asked as well.
+    """
+
+    budget_share: float = Field(default=0.05, ge=0, le=1)
+    max_saved: float = Field(default=5.0, ge=1)
+    max_prompt_tokens: int = Field(default=2048, ge=0)
+    max_load_share: float = Field(default=0.5, ge=0, le=1)
+
+
 class GatewayConfig(ConfigModel):
     """How ``serve`` listens, whom it answers, and what it keeps.
 
@@ -97,12 +113,17 @@ class GatewayConfig(ConfigModel):
         caps: Bounds of a request.
         allow_fields: Body fields that clients may use though they can hurt an engine.
         priorities: SLO class to ``high``, ``normal`` or ``low``: who goes first where requests wait for a tier.
+        when_full: What ``auto`` does where the cheapest tier that meets the need has no room: ``upgrade`` takes a dearer one
+            that has, ``wait`` waits while the limits of time allow.
         sticky_s: How long after its last turn a conversation stays on its tier; 0 chooses anew each turn.
         log_dir: Folder of the traffic log; ``None`` writes none.
         log_text: Whether the traffic log keeps messages.
         log_rotate_s: Longest time that one file of the traffic log is written.
         log_keep_bytes: Size that the log's files may have together, the oldest going first; ``None`` keeps all.
         default_tier: Where ``auto`` goes before a policy exists; ``None`` means the first served tier.
+        safe_tier: Where a request goes when routing itself fails; ``None`` means the policy's reference tier, else the
+            default tier.
+        hedge: When a late first byte is asked for twice; ``None`` for never.
         request_timeout_s: How long an answer may take.
         first_byte_timeout_s: How long the first byte of a stream may take before another tier is asked.
         stall_timeout_s: How long an engine may send nothing within a stream.
@@ -117,12 +138,15 @@ class GatewayConfig(ConfigModel):
     caps: CapsConfig = Field(default_factory=CapsConfig)
     allow_fields: tuple[Permission, ...] = ()
     priorities: dict[ClassName, Literal["high", "normal", "low"]] = Field(default_factory=dict)
+    when_full: Literal["upgrade", "wait"] = "upgrade"
     sticky_s: float = Field(default=0.0, ge=0)
     log_dir: ConfigPath | None = None
     log_text: bool = False
     log_rotate_s: float = Field(default=300.0, gt=0)
     log_keep_bytes: int | None = Field(default=None, gt=0)
     default_tier: str | None = None
+    safe_tier: str | None = None
+    hedge: HedgeConfig | None = None
     request_timeout_s: float = Field(default=120.0, gt=0)
     first_byte_timeout_s: float = Field(default=60.0, gt=0)
     stall_timeout_s: float = Field(default=30.0, gt=0)

@@ -84,6 +84,7 @@ TRAFFIC_COLUMNS = (
     _null("max_tokens", "int64", unit="tokens"),
     _null("session_sha256", "string"),
     _null("replica", "int64", unit="1"),
+    _null("hedged", "string"),
 )
 
 
@@ -97,7 +98,7 @@ class TrafficRow:
         request_id: The gateway's own.
         received_at: UTC instant, ISO 8601.
         tier: Who answered, or was asked last; ``None`` when nobody was.
-        reason: ``Reason`` of the decision, or ``failover``.
+        reason: ``Reason`` of the decision, or ``sticky``, ``upgrade``, ``wait``, ``hedge`` or ``failover``.
         alias: The ``model`` that was asked for.
         domain: The client's label; ``None`` when absent.
         predicted_accuracy: P(correct) on ``tier``; ``None`` when unknown.
@@ -136,6 +137,7 @@ class TrafficRow:
         max_tokens: Longest answer asked for.
         session_sha256: First digits of a digest of the conversation.
         replica: Number of the engine that was asked last; ``None`` where the tier has one.
+        hedged: How asking a second tier for a late first byte went: ``won``, ``lost`` or ``failed``.
     """
 
     request_id: str
@@ -188,6 +190,7 @@ class TrafficRow:
     max_tokens: int | None = None
     session_sha256: str | None = None
     replica: int | None = None
+    hedged: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -285,12 +285,13 @@ async def test_one_line_per_request_and_no_prompt_in_the_log(routed, running_gat
 
 
 class FailingScorer:
-    def probabilities(self, prompt, signals):
+    def probabilities(self, *_, **__):
         raise RuntimeError("a bug")
 
 
-async def test_a_bug_of_ours_is_a_500_that_tells_no_secrets(make_state, engines, make_policy, running_gateway, caplog):
-    state = make_state(engines, policy=make_policy("small", "large"), scorer=FailingScorer())
+async def test_a_bug_of_ours_is_a_500_that_tells_no_secrets(make_state, engines, running_gateway, caplog, monkeypatch):
+    state = make_state(engines)
+    monkeypatch.setattr("llmtier.serve.planner.NeedsReader.read", FailingScorer().probabilities)
     async with running_gateway(state) as url, aiohttp.ClientSession(url) as client:
         async with client.post(CHAT, json=ask()) as failed:
             error = (await failed.json())["error"]

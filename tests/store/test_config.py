@@ -216,6 +216,10 @@ TIER = "tiers:\n- model: m\n  scheme: bf16\n"
             TIER + "gateway: {default_tier: m@bf15}\n",
             "4: gateway.default_tier: no tier 'm@bf15'; nearest valid name: 'm@bf16'",
         ),
+        (
+            TIER + "gateway: {safe_tier: m@bf15}\n",
+            "4: gateway.safe_tier: no tier 'm@bf15'; nearest valid name: 'm@bf16'",
+        ),
         (TIER + "policy: ~nobody-of-that-name/p\n", "4: policy: the home folder of ~nobody-of-that-name/p is unknown"),
         (TIER + "schema_version: 2\n", "4: schema 2, this llmtier reads 1; run 'llmtier init'"),
         ("tiers: ${TIERS}\n", "1: environment variable TIERS is not set; export it"),

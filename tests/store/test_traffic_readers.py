@@ -65,6 +65,7 @@ def make_row(number, *, text):
         max_tokens=64,
         session_sha256="5e55",
         replica=2,
+        hedged="won",
     )
 
 
