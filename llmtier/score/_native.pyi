@@ -1,5 +1,3 @@
-"""The compiled part; what it computes, the numpy code beside it says."""
-
 from typing import final
 
 import numpy as np
@@ -9,16 +7,11 @@ REVISION: int
 
 @final
 class Reader:
-    """Words, their counts, and eleven numbers of a text."""
-
     def __new__(cls, kinds: NDArray[np.uint16], values: NDArray[np.uint64], /) -> Reader: ...
-    def read(self, text: str, n_whole: int, /) -> tuple[bytes, bytes, tuple[float, ...]]:
-        """Return buckets and counts, as bytes of ``np.intp``, and the numbers."""
+    def read(self, text: str, n_whole: int, /) -> tuple[bytes, bytes, tuple[float, ...]]: ...
 
 @final
 class Head:
-    """One logit a tier."""
-
     def __new__(
         cls,
         table: NDArray[np.float32],
@@ -36,13 +29,10 @@ class Head:
         counts: NDArray[np.intp] | NDArray[np.uint16],
         numeric: tuple[float, ...],
         /,
-    ) -> list[float]:
-        """Return a logit a tier."""
+    ) -> list[float]: ...
 
 @final
 class Guesser:
-    """What the domains that a text may be of add to the logits."""
-
     def __new__(
         cls,
         evidence: NDArray[np.float32],
@@ -51,5 +41,4 @@ class Guesser:
         shift: int,
         /,
     ) -> Guesser: ...
-    def effects(self, buckets: NDArray[np.intp] | NDArray[np.uint16], /) -> list[float]:
-        """Return one number a tier."""
+    def effects(self, buckets: NDArray[np.intp] | NDArray[np.uint16], /) -> list[float]: ...

@@ -86,12 +86,12 @@ static Py_ssize_t hash_words(const Holder *reader, const uint32_t *codes, Py_ssi
     *n_numbers = 0;
     for (Py_ssize_t i = 0; i < n; i++) {
         if (codes[i] >= n_known) return -1;
-        unsigned kind = kinds[codes[i]];
-        if (kind != last) {
-            if (last) words[n_words++] = mix(hash);
-            *n_numbers += kind == 2;
-            hash = 0, power = 1, last = kind;
-        }
+        const unsigned kind = kinds[codes[i]];
+        const int is_new = kind != last;
+        words[n_words] = mix(hash); /* without a branch, which would be guessed wrong at most words */
+        n_words += is_new & (last != 0);
+        *n_numbers += is_new & (kind == 2);
+        hash = is_new ? 0 : hash, power = is_new ? 1 : power, last = kind;
         hash += values[codes[i]] * power;
         power *= BASE;
     }

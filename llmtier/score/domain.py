@@ -64,7 +64,9 @@ class DomainModel:
         evidence = _ONES[: found.size].dot(self.evidence.take(found, axis=0))
         logits = (self.prior + evidence).tolist()
         top = max(logits)
-        shares = np.array([math.exp(logit - top) for logit in logits])  # numpy's exp has other last bits on each machine
+        shares = np.array(
+            [math.exp(logit - top) for logit in logits]
+        )  # numpy's exp has other last bits on each machine
         return np.asarray(shares / np.add.accumulate(shares)[-1], dtype=np.float64)
 
     def expected(self, text: TextFeatures, effects: Matrix) -> list[float]:

@@ -136,7 +136,9 @@ class _Mix:
 
     def guess_effects(self, guesser: DomainModel, text: TextFeatures) -> list[float]:
         """Return the mean of the domains' effects under a guess from the text, one number a tier."""
-        return guesser.expected(text, self.guessed_effects) if self.native is None else self.native.effects(text.buckets)
+        return (
+            guesser.expected(text, self.guessed_effects) if self.native is None else self.native.effects(text.buckets)
+        )
 
     @classmethod
     def make(cls, model: LearnedModel, share: float) -> "_Mix":

@@ -10,15 +10,11 @@ import os
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 REVISION = 1
 """Of the calls into C that this package makes; a file compiled from another one's source is left alone."""
 
 PURE_VARIABLE = "LLMTIER_PURE"
 
-Matrix = NDArray[np.float64]
 _MODULE = "llmtier.score._native"
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +30,7 @@ class Found(NamedTuple):
     is_native: bool
     reason: str = ""
 
-    def __str__(self) -> str:
+    def describe(self) -> str:
         """Say it in a line."""
         return "C" if self.is_native else f"numpy, slower ({self.reason})"
 
@@ -43,7 +39,7 @@ class Found(NamedTuple):
 def find_native() -> Found:
     """Look for the compiled module, once a process."""
     found = _look(os.environ.get(PURE_VARIABLE, ""))
-    _logger.debug("learned scorer", extra={"runs_in": str(found)})
+    _logger.debug("learned scorer", extra={"runs_in": found.describe()})
     return found
 
 
