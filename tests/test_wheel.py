@@ -21,7 +21,7 @@ def run(*command, cwd):
 
 def build_wheel(folder, **env):
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ROOT]
-    subprocess.run(command, env={**os.environ, **env}, capture_output=True, check=True)
+    subprocess.run(command, env={**os.environ, "LLMTIER_PURE": "", **env}, capture_output=True, check=True)
     [wheel] = folder.glob("llmtier-*.whl")
     return wheel
 

@@ -103,6 +103,15 @@ static inline size_t item(const Py_buffer *view, Py_ssize_t i)
     return view->itemsize == 2 ? ((const uint16_t *)view->buf)[i] : ((const size_t *)view->buf)[i];
 }
 
+/* Ask for memory that will be read soon. */
+static inline void fetch(const float *from, size_t n)
+{
+#ifdef __GNUC__
+    for (size_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
+    __builtin_prefetch(from + n - 1);
+#endif
+}
+
 /* Multiply a row by a matrix of shape (n, n_columns), adding one row of it after another. */
 static void multiply(const double *row, const double *matrix, Py_ssize_t n, Py_ssize_t n_columns, double *products)
 {

@@ -26,14 +26,17 @@ static PyObject *guesser_new(PyTypeObject *type, PyObject *args, PyObject *Py_UN
 /* List the coarse buckets that occur; return how many, or -1 for what is out of range. */
 static Py_ssize_t list_coarse(const Holder *guesser, const Py_buffer *buckets, uint32_t *listed, uint8_t *is_listed)
 {
-    const size_t n_coarse = (size_t)LENGTH(guesser, EVIDENCE, 0);
+    const size_t n_coarse = (size_t)LENGTH(guesser, EVIDENCE, 0), n_domains = (size_t)LENGTH(guesser, EVIDENCE, 1);
+    const float *evidence = guesser->views[EVIDENCE].buf;
     Py_ssize_t n = 0;
     memset(is_listed, 0, n_coarse);
     for (Py_ssize_t i = 0; i < buckets->shape[0]; i++) {
         const size_t coarse = item(buckets, i) >> guesser->shift;
         if (coarse >= n_coarse) return -1;
-        if (!is_listed[coarse]) listed[n++] = (uint32_t)coarse;
+        if (is_listed[coarse]) continue;
         is_listed[coarse] = 1;
+        listed[n++] = (uint32_t)coarse;
+        fetch(evidence + coarse * n_domains, n_domains); /* in a process that does much else the rows have left the cache */
     }
     return n;
 }

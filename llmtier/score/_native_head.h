@@ -34,6 +34,10 @@ static int add_rows(const Holder *head, const Py_buffer *buckets, const Py_buffe
     const size_t n_rows = (size_t)LENGTH(head, TABLE, 0), n_logs = (size_t)LENGTH(head, LOGS, 0);
     memset(sums, 0, (size_t)width * sizeof *sums);
     for (Py_ssize_t i = 0; i < buckets->shape[0]; i++) {
+        const size_t bucket = item(buckets, i);
+        if (bucket < n_rows) fetch(table + (Py_ssize_t)bucket * width, 1);
+    }
+    for (Py_ssize_t i = 0; i < buckets->shape[0]; i++) {
         const size_t bucket = item(buckets, i), count = item(counts, i);
         if (bucket >= n_rows || count >= n_logs) return -1;
         if (!count) continue;
