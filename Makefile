@@ -10,7 +10,7 @@ FAST := not engine and not wheel and not system and not gpu
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(SETUP): pyproject.toml requirements.lock
+$(SETUP): pyproject.toml requirements.lock hatch_build.py $(wildcard llmtier/score/_native*.[ch])
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --group dev --editable .

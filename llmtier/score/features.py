@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtier.score.text import MAX_CHARS, cut_text
-from llmtier.score.words import MAX_OCCURRENCES, Words, count_each, find_words
+from llmtier.score.words import MAX_OCCURRENCES, Words, count_each, find_words, native_reader
 
 N_NUMERIC = 11
 """Numbers in ``TextFeatures.numeric``."""
@@ -95,8 +95,17 @@ class TextFeatures(NamedTuple):
 def extract_text(text: str) -> TextFeatures:
     """Find the words, hash them and their pairs, and count; of a long text only head and tail are read."""
     cut = cut_text(text)
+    reader = native_reader(is_ascii=cut.isascii())
+    if reader is None:
+        return extract_in_numpy(cut, len(text))
+    buckets, counts, numeric = reader.read(cut, len(text))
+    return TextFeatures(np.frombuffer(buckets, dtype=np.intp), np.frombuffer(counts, dtype=np.intp), numeric)
+
+
+def extract_in_numpy(cut: str, n_whole: int) -> TextFeatures:
+    """Return the features of a text of ``n_whole`` characters that has been cut; what the C does, too."""
     words = find_words(cut)
-    return TextFeatures(words.buckets, words.counts, _to_numbers(len(text), cut, words))
+    return TextFeatures(words.buckets, words.counts, _to_numbers(n_whole, cut, words))
 
 
 def log_length(text: str) -> float:

@@ -1,11 +1,13 @@
 """One head of a ``learned`` model, laid out so that a request takes few calls into numpy.
 
 Reads features and gives a logit a tier. Fits nothing: ``score.blocks`` says what the weights are weights of, and a test
-holds the two together. Single precision: against double, logits differ by about 1e-6.
+holds the two together. The words' weights are kept in single precision: logits differ by about 1e-7. Sums take one number
+after another and cosines are the C library's, so that the same prompt has the same logits on every machine, in C or not.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +25,11 @@ from llmtier.score.blocks import (
     curves,
 )
 from llmtier.score.features import LOG_COUNTS, N_NUMERIC, TextFeatures
+from llmtier.score.native import find_native
 
-_LOGS_AND_SQUARES: Floats = np.stack([LOG_COUNTS, np.square(LOG_COUNTS)]).astype(np.float32)
+if TYPE_CHECKING:
+    from llmtier.score._native import Head as NativeHead
+
 _COLUMNS = (2, 4, 8)  # of 32-bit numbers, for which numpy looks rows up twice as fast as for three, five or seven
 
 
@@ -43,9 +48,10 @@ class Head:
     table: Floats
     means: tuple[float, ...]
     inverse_deviations: tuple[float, ...]
-    first: Floats
-    second: Floats
+    first: Matrix
+    second: Matrix
     embedding: Floats | None
+    native: "NativeHead | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
     def make(
@@ -61,31 +67,41 @@ class Head:
         first[N_NUMERIC, N_CURVES:] = dense[N_NUMERIC] * LENGTH_SCALE
         first[-1, N_CURVES:] = intercepts
         second = np.concatenate([dense[N_DENSE - N_CURVES :] * CURVE_WEIGHT, np.eye(n_tiers)])
+        table, inverses = _make_table(preparation.idf, text), 1.0 / preparation.deviations
         return cls(
-            table=_make_table(preparation.idf, text),
+            table=table,
             means=tuple(preparation.means.tolist()),
-            inverse_deviations=tuple((1.0 / preparation.deviations).tolist()),
-            first=first.astype(np.float32),
-            second=second.astype(np.float32),
+            inverse_deviations=tuple(inverses.tolist()),
+            first=first,
+            second=second,
             embedding=None if embedding is None else embedding.astype(np.float32),
+            native=_make_native(table, preparation.means, inverses, first, second),
         )
 
     def outputs(self, text: TextFeatures, embedding: Floats | None) -> list[float]:
         """Return a logit a tier."""
-        dense = np.array(self._standardise(text.numeric), dtype=np.float32).dot(self.first)
-        angles = dense[:N_CURVES]
-        np.cos(angles, out=angles)
-        outputs: list[float] = dense.dot(self.second).tolist()
-        sums, (squares, *_) = (
-            _LOGS_AND_SQUARES.take(text.counts, axis=1).dot(self.table.take(text.buckets, axis=0)).tolist()
-        )
-        if squares > 0:
-            norm = squares**0.5
-            outputs = [dense + words / norm for dense, words in zip(outputs, sums[1:], strict=False)]
+        if self.native is None:
+            outputs = self.outputs_in_numpy(text)
+        else:
+            outputs = self.native.outputs(text.buckets, text.counts, text.numeric)
         if self.embedding is not None and embedding is not None:
             stacked = embedding.dot(self.embedding).tolist()
             outputs = [output + more for output, more in zip(outputs, stacked, strict=True)]
         return outputs
+
+    def outputs_in_numpy(self, text: TextFeatures) -> list[float]:
+        """Return the same without the embedding; what the C does, too."""
+        hidden = _multiply(np.array(self._standardise(text.numeric)), self.first)
+        hidden[:N_CURVES] = [math.cos(angle) for angle in hidden[:N_CURVES].tolist()]
+        outputs: list[float] = _multiply(hidden, self.second).tolist()
+        if not text.buckets.size:
+            return outputs
+        logs = text.values
+        weighted = self.table.take(text.buckets, axis=0) * logs[:, np.newaxis]
+        weighted[:, 0] *= logs
+        squares, *sums = np.add.accumulate(weighted, axis=0)[-1].tolist()
+        norm = math.sqrt(squares)
+        return [dense + words / norm for dense, words in zip(outputs, sums, strict=False)] if squares > 0 else outputs
 
     def _standardise(self, numeric: tuple[float, ...]) -> list[float]:
         """Return the counts in deviations, clipped, then the log length in deviations, and 1; 13 numbers."""
@@ -98,6 +114,20 @@ class Head:
             # Calls of min and max for each would cost 2 us, a tenth of all that is not hashing.
             standard = [number if -most <= number <= most else math.copysign(most, number) for number in standard]
         return [*standard, length, 1.0]
+
+
+def _multiply(row: Matrix, matrix: Matrix) -> Matrix:
+    """Return their product, one row of the matrix added after another; ``dot`` adds as the processor likes."""
+    products: Matrix = np.add.accumulate(matrix * row[:, np.newaxis], axis=0)[-1]
+    return products
+
+
+def _make_native(table: Floats, means: Matrix, inverses: Matrix, first: Matrix, second: Matrix) -> "NativeHead | None":
+    if not find_native().is_native:
+        return None
+    from llmtier.score._native import Head as NativeHead
+
+    return NativeHead(table, LOG_COUNTS, means, inverses, first, second, MAX_DEVIATIONS)
 
 
 def _make_table(idf: Floats, weights: Matrix) -> Floats:

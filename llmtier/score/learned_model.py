@@ -5,7 +5,7 @@ Two heads, without and with the domain; ``score.learned`` fits it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,7 +16,10 @@ from llmtier.score.domain import N_COARSE, DomainGuess, DomainModel
 from llmtier.score.features import N_NUMERIC, TextFeatures
 from llmtier.score.head import Head
 from llmtier.score.recipe import Matrix, as_matrix, decode_state
-from llmtier.score.words import N_BUCKETS, wide_tables
+from llmtier.score.words import N_BUCKETS, native_reader, wide_tables
+
+if TYPE_CHECKING:
+    from llmtier.score._native import Guesser
 
 _DOMAIN_SHARE = 2 / 3  # of the head that knows the domain: 1/2 cost 0.002 to 0.004 APGR on MMLU (docs/log.md)
 _GUESS_SHARE = 1 / 2  # of it where the domain is a guess
@@ -71,13 +74,15 @@ class LearnedModel:
             return np.array(self._mix(0.0).head.outputs(features.text, features.embedding))
         else:
             mix = self._mix(_GUESS_SHARE)
-            effects = self.guesser.posterior(features.text).dot(mix.guessed_effects).tolist()
+            effects = mix.guess_effects(self.guesser, features.text)
         outputs = mix.head.outputs(features.text, features.embedding)
         return np.array([output + effect for output, effect in zip(outputs, effects, strict=True)])
 
     def warm(self) -> None:
         """Lay out now what the first requests would have to wait for: some 20 ms."""
         wide_tables()
+        for is_ascii in (True, False):
+            native_reader(is_ascii=is_ascii)
         self._mix(0.0 if self.guesser is None else _GUESS_SHARE)
         if self.domain_weights:
             self._mix(_DOMAIN_SHARE)
@@ -121,11 +126,19 @@ class _Mix:
         head: What all prompts share.
         effects: What a named domain adds, one number a tier.
         guessed_effects: The same of the domains that can be guessed, shape (n_domains, n_tiers).
+        native: What takes their mean in C; ``None`` where nothing does.
     """
 
     head: Head
     effects: Mapping[str, list[float]]
     guessed_effects: Matrix
+    native: "Guesser | None" = None
+
+    def guess_effects(self, guesser: DomainModel, text: TextFeatures) -> list[float]:
+        """Return the mean of the domains' effects under a guess from the text, one number a tier."""
+        return (
+            guesser.expected(text, self.guessed_effects) if self.native is None else self.native.effects(text.buckets)
+        )
 
     @classmethod
     def make(cls, model: LearnedModel, share: float) -> "_Mix":
@@ -146,10 +159,12 @@ class _Mix:
         )
         effects = {domain: share * weights for domain, weights in model.domain_weights.items()}
         domains = () if model.guesser is None else model.guesser.domains
+        guessed_effects = np.array([effects[domain] for domain in domains]).reshape(len(domains), k)
         return cls(
             head=head,
             effects={domain: values.tolist() for domain, values in effects.items()},
-            guessed_effects=np.array([effects[domain] for domain in domains]).reshape(len(domains), k),
+            guessed_effects=guessed_effects,
+            native=None if model.guesser is None else model.guesser.native(guessed_effects),
         )
 
 

@@ -6,12 +6,16 @@ few: what is looked up, is looked up by integers of the machine's own width, and
 """
 
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtier.score.native import find_native
 from llmtier.score.text import MAX_CHARS
+
+if TYPE_CHECKING:
+    from llmtier.score._native import Reader
 
 N_BUCKETS = 1 << 16
 """Hash buckets for words and word pairs."""
@@ -78,7 +82,7 @@ def _read_wide(text: str) -> tuple[Kinds, Hashes]:
     tables = wide_tables()
     codes = _to_codes(f" {text}\0").astype(np.intp)
     kinds = tables.kinds.take(codes)
-    kinds[-1] = 0xFFFF
+    kinds[-1] = _LETTER if kinds[-2] != _LETTER else _DIGIT  # any kind but the last one's: it ends the last word
     return kinds, tables.values.take(codes[:-1])
 
 
@@ -148,6 +152,17 @@ class _Tables(NamedTuple):
 
     kinds: NDArray[np.uint16]
     values: Hashes
+
+
+@cache
+def native_reader(*, is_ascii: bool) -> "Reader | None":
+    """Return what reads texts in C, as ``find_words`` and ``score.features`` do in numpy; ``None`` where nothing does."""
+    if not find_native().is_native:
+        return None
+    from llmtier.score._native import Reader
+
+    tables = _ASCII if is_ascii else wide_tables()
+    return Reader(tables.kinds, tables.values)
 
 
 @cache
