@@ -189,9 +189,10 @@ class Chaos:
             self.done["engine hung, health good"] += 1
 
     async def _kill_worker(self) -> None:
-        """Kill the last worker: the others' memory is then that of one life."""
+        """Kill the last worker, never the first: its memory is then that of one life, and somebody always listens."""
         with suppress(OSError, LookupError):
-            victim = (await asyncio.to_thread(self._gateway.worker_pids))[-1]
+            _, *others = await asyncio.to_thread(self._gateway.worker_pids)
+            victim = others[-1]  # none while the last one killed has no successor yet
             self.kills_s.append(time.monotonic())
             with suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from support.soak_answers import CHAT, EMBEDDINGS, MALFORMED, RESPONSES
-from support.soak_ask import Ask
+from support.soak_ask import ROUTED, Ask
 from support.soak_text import numbers_in
 
 KILL_WINDOW_S, SLOW_KILL_WINDOW_S = 0.5, 6.0
@@ -122,7 +122,9 @@ def _judge_refusal(seen: Seen) -> Verdict:
         is_shaped = isinstance(error["message"], str) and isinstance(error["type"], str) and "code" in error
     except (ValueError, LookupError, TypeError):
         is_shaped = False
-    return Verdict(Outcome.REFUSED, why) if is_shaped else Verdict(Outcome.UNEXPLAINED, f"{why} without an error")
+    if not is_shaped:
+        return Verdict(Outcome.UNEXPLAINED, f"{why} without an error")
+    return Verdict(Outcome.REFUSED, f"{why} {error['code']}, {'any tier' if seen.ask.model == ROUTED else 'one tier'}")
 
 
 def judge_whole(seen: Seen) -> Verdict:

@@ -71,6 +71,7 @@ class AnswerUsage(msgspec.Struct, gc=False):
     """The tokens of an answer, of all its choices together."""
 
     completion_tokens: int | None = None
+    output_tokens: int | None = None
     completion_tokens_details: _Details | None = None
 
     @property
@@ -150,6 +151,14 @@ class _Answer(msgspec.Struct, gc=False):
     usage: AnswerUsage | None = None
 
 
+class _Part(msgspec.Struct, gc=False):
+    text: str | None = None
+
+
+class _Item(msgspec.Struct, gc=False):
+    content: list[_Part] | None = None
+
+
 class _TokenLogprob(msgspec.Struct, gc=False):
     logprob: float | None = 0.0
 
@@ -169,6 +178,7 @@ class _Vectors(msgspec.Struct, gc=False):
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
+_ITEM = msgspec.json.Decoder(_Item)
 _LOGPROBS = msgspec.json.Decoder(_Logprobs)
 _VECTORS = msgspec.json.Decoder(_Vectors)
 _SUSPECT_START = re.compile(
@@ -207,7 +217,7 @@ def check_answer(body: bytes, expected: Expected = _PLAIN) -> Complaint | None:
 
     A run of one token is complained about only when it is the whole answer, by the engine's own count of tokens;
     several choices must all be empty, or all be runs: one request's kernels fail together. JSON that is not an answer's
-    is left to others, and so is the text of a Responses answer.
+    is left to others, and so is a Responses answer without text.
 
     Args:
         body: Of an answer with a status below 300.
@@ -220,13 +230,28 @@ def check_answer(body: bytes, expected: Expected = _PLAIN) -> Complaint | None:
     if not is_absent(answer.error):
         return Complaint.ERROR
     if answer.choices is None:
-        return Complaint.EMPTY if answer.output == [] else None
+        return _check_output(answer)
     if any(has_nan(choice.logprobs, expected) for choice in answer.choices):
         return Complaint.NAN
     if all(choice.is_empty for choice in answer.choices):
         return Complaint.EMPTY if is_worthless(answer.choices, answer.usage, expected) else None
     n_tokens = None if answer.usage is None else answer.usage.completion_tokens
     return Complaint.REPETITION if _is_run(answer.choices, n_tokens) else None
+
+
+def _check_output(answer: _Answer) -> Complaint | None:
+    """Return what is wrong with a Responses answer."""
+    if answer.output == []:
+        return Complaint.EMPTY
+    n_tokens = None if answer.usage is None else answer.usage.output_tokens
+    if answer.output is None or n_tokens is None or n_tokens < FEWEST_REPEATS:
+        return None
+    try:
+        items = [_ITEM.decode(item) for item in answer.output]
+    except UNREADABLE:
+        return None
+    text = "".join(part.text or "" for item in items for part in item.content or ())
+    return Complaint.REPETITION if _is_run([Choice(text=text)], n_tokens) else None
 
 
 def is_worthless(choices: list[Choice], usage: AnswerUsage | None, expected: Expected) -> bool:

@@ -167,10 +167,8 @@ class Sender:
         events = SseRelay(strips_usage=not request.wants_usage, is_responses=request.endpoint is Endpoint.RESPONSES)
         check = StreamCheck(expect(request.endpoint, request.fields))
 
-        def note(now_s: float, whole: bytes) -> None:
+        def note(now_s: float) -> None:
             record.last_s = now_s
-            if whole:
-                check.feed(whole)
             if events.has_content:
                 flight.note_piece(now_s)
                 record.n_pieces += 1
@@ -178,17 +176,15 @@ class Sender:
                     record.first_s = now_s
                     state.pool.note_answering(errand.tier, sent_s=flight.sent_s)
 
-        relay = StreamRelay(errand, answer, exchange.reply, events, on_piece=note, clock=state.clock)
+        relay = StreamRelay(errand, answer, exchange.reply, events, check, on_piece=note, clock=state.clock)
         try:
             broken = await relay.run()
             record.outcome = RequestOutcome.OK if broken is None else RequestOutcome.INTERRUPTED
+            if check.is_worthless and events.is_done:
+                record.outcome = RequestOutcome.WORTHLESS
         finally:
             record.usage = events.usage or Usage()
             record.finish_reason = events.finish_reason
-        if broken is None:  # a run of one token is counted, not cut off: somebody may have asked for it
-            check.finish(record.usage.completion_tokens)
-            if check.complaint is not None:
-                record.outcome = RequestOutcome.WORTHLESS
 
 
 def _make_check(request: WireRequest) -> Callable[[bytes], Complaint | None]:

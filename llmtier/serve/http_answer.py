@@ -137,6 +137,8 @@ class UpstreamAnswer:
             backlog = b"".join(self._backlog)
             self._backlog.clear()
             on_piece(backlog)
+        if self._source is None:
+            self._on_piece = None  # as ``finish`` does
         if ended.done():
             return ended
         if self._source is not None:
@@ -195,13 +197,13 @@ class UpstreamAnswer:
 
     def finish(self) -> None:
         """Note that the answer has ended by itself."""
-        self._source = None
+        self._source = self._on_piece = None  # a taker that holds the answer would else wait for the collector with it
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
     def fail(self, message: str) -> None:
         """Note that the answer will not end by itself; its connection is closed already."""
-        self._source = None
+        self._source = self._on_piece = None
         self._failure = UpstreamBrokenError(message, had_bytes=self.has_bytes)
         if not self.head.done():
             _set_failure(self.head, self._failure)

@@ -57,7 +57,7 @@ class RequestOutcome(StrEnum):
     ENGINE_REFUSED = "engine_refused"  # the engine's own 4xx, passed on
     UPSTREAM_ERROR = "upstream_error"  # no engine answered
     INTERRUPTED = "interrupted"  # an engine failed after its first byte
-    WORTHLESS = "worthless"  # a stream that ended well and holds nothing: NaN, no text, one token over and over
+    WORTHLESS = "worthless"  # its engine ended it well, but one token over and over, or NaN; the client was told
     CLIENT_GONE = "client_gone"
     ABORTED = "aborted"  # the gateway was shut down
     INTERNAL_ERROR = "internal_error"

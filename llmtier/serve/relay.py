@@ -18,12 +18,15 @@ from llmtier.serve.http_client import UpstreamAnswer, UpstreamBrokenError, Upstr
 from llmtier.serve.http_server import Reply
 from llmtier.serve.refusal import error_event
 from llmtier.serve.sse_relay import SseRelay
+from llmtier.serve.stream_check import StreamCheck
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Of an answer that is not streamed; 128 choices of 32,768 tokens are less."""
 
 _MAX_TOLD_BYTES = 64 * 1024
 _EVENTS = b"text/event-stream"
+_DONE = b"data: [DONE]"
+_MAX_HELD_BYTES = 64 * 1024
 _BUSY = frozenset({408, 429})
 
 
@@ -195,29 +198,35 @@ class StreamRelay:
         answer: The engine's answer, whose head has come.
         reply: The client's, not yet started.
         events: The state of the stream's bytes.
-        on_piece: Called with the instant of each piece and the whole events that it completed.
+        check: Whether they are an answer. What comes before the first that is of use, such as a role, is held back, so
+            that an answer that is none reaches nobody.
+        on_piece: Called with the instant of each piece.
         clock: Monotonic seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # both ends, and the state between them
         self,
         errand: Errand,
         answer: UpstreamAnswer,
         reply: Reply,
         events: SseRelay,
+        check: StreamCheck,
         *,
-        on_piece: Callable[[float, bytes], None],
+        on_piece: Callable[[float], None],
         clock: Callable[[], float],
     ) -> None:
         self._errand = errand
         self._answer = answer
         self._reply = reply
         self._events = events
+        self._verdict = check
+        self._fault = UpstreamFault.BROKEN
+        self._held = b""
         self._on_piece = on_piece
         self._clock = clock
         self._stall_s = errand.stall_s
         self._newest_s: float | None = None
-        self._why_late: str | None = None
+        self._why_broken: str | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] | None = None
@@ -237,7 +246,9 @@ class StreamRelay:
             self._arm(min(self._errand.first_s, self._errand.ends_s))
             await self._done
         except UpstreamBrokenError:
-            return self._end_broken(self._why_late or "the engine dropped the connection before the end of its answer")
+            if not self._events.is_done:
+                said = self._why_broken or "the engine dropped the connection before the end of its answer"
+                return self._end_broken(said)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -257,34 +268,60 @@ class StreamRelay:
             self._timer.cancel()
             self._arm(min(now_s + self._stall_s, self._errand.ends_s))
         self._newest_s = now_s
-        self._on_piece(now_s, whole)
-        if whole:
-            reply = self._reply
-            if reply.status is None:
-                self._start()
+        self._on_piece(now_s)
+        if not whole:
+            return
+        check, reply = self._verdict, self._reply
+        check.feed(whole)
+        if reply.status is None:
+            self._begin(whole)
+        elif check.complaint is not None and check.is_worthless and self._events.is_done:
+            reply.write(whole[: max(whole.rfind(_DONE), 0)])  # not that it is complete
+        else:
             reply.write(whole)
+
+    def _begin(self, whole: bytes) -> None:
+        """Start the answer unless nothing has come as yet that is of use, or it is known to be none."""
+        check = self._verdict
+        self._held += whole
+        if check.is_worthless:
+            self._fault, self._why_broken = UpstreamFault.ANSWER, self._say_worthless()
+            self._answer.close()
+        elif check.has_begun or len(self._held) > _MAX_HELD_BYTES or whole.startswith(b":"):  # a sign of life
+            self._start()
+            held, self._held = self._held, b""
+            self._reply.write(held)
 
     def _start(self) -> None:
         answer = self._answer
         self._reply.start(answer.status, content_type=answer.content_type, headers=_STREAM_HEADERS)
 
     def _end(self) -> str | None:
-        reply, events = self._reply, self._events
-        rest = events.finish()
-        if reply.status is None:
-            if not rest:
-                raise _empty(self._errand)
-            self._start()
+        reply, events, check = self._reply, self._events, self._verdict
+        rest = b"" if events.is_done else events.finish()  # what comes after the end is nobody's
+        if rest:
+            check.feed(rest)
+        if reply.status is None and not self._held and not rest:
+            raise _empty(self._errand)
         if not events.is_done:
             return self._end_broken("the engine ended its answer early")
-        reply.finish(rest)
+        check.finish(None if events.usage is None else events.usage.completion_tokens)
+        if check.is_worthless:
+            self._fault = UpstreamFault.ANSWER
+            return self._end_broken(self._say_worthless())
+        if reply.status is None:
+            self._start()
+        reply.finish(self._held + rest)
         return "the engine sent an error event" if events.has_error else None
+
+    def _say_worthless(self) -> str:
+        complaint = self._verdict.complaint
+        return f"the engine's answer is worthless: {'' if complaint is None else complaint.value}"
 
     def _end_broken(self, why: str) -> str:
         """Tell the client inside the stream; an event of which only a part came is left out."""
         if self._reply.status is None:
-            fault = UpstreamFault.BROKEN if self._why_late is None else UpstreamFault.TIMEOUT
-            raise UpstreamError(f"tier {self._errand.tier}: {why}", fault=fault)
+            raise UpstreamError(f"tier {self._errand.tier}: {why}", fault=self._fault)
         opening = b"\n\n" if self._events.is_mid_event else b""  # ends the event of which the client has a part
         self._reply.finish(opening + error_event(why, code="upstream_interrupted"))
         return why
@@ -306,7 +343,7 @@ class StreamRelay:
         if now_s < limit_s:
             self._arm(limit_s)
         elif self._done is not None and not self._done.done():
-            self._why_late = why
+            self._why_broken, self._fault = why, UpstreamFault.TIMEOUT
             self._done.set_exception(UpstreamBrokenError(had_bytes=self._newest_s is not None))
 
 

@@ -54,8 +54,8 @@ class StreamCheck:
     """The state of one stream.
 
     Complaints come once, the first there is: for counting, and for another tier while nothing was sent. A run of one
-    token is known after 64 chunks, so the client has had them; whether to cut it off is the caller's choice, and not
-    advised, since somebody may have asked for it.
+    token is known after 64 chunks, so the client has had them; it is not to be cut off, since somebody may have asked
+    for it, but its end is to be told as what it is, as that of a whole answer is.
 
     Args:
         expected: What the request allows the answer to be.
@@ -95,6 +95,16 @@ class StreamCheck:
         self._previous = b""  # the last chunk, where ``_unit`` is not known
         self._unit = b""  # what the last chunk's text is a repetition of
         self._run = 0  # chunks in a row that are
+
+    @property
+    def is_worthless(self) -> bool:
+        """Whether what came is known to be none; an error that the engine tells of is its own word."""
+        return self.complaint is not None and self.complaint is not Complaint.ERROR
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether something came that a client can use, or that is not understood here."""
+        return self.has_text or self._is_unclear or self.complaint is Complaint.ERROR
 
     def feed(self, events: bytes) -> Complaint | None:
         """Take the events that came; return the complaint if it is they that give rise to it."""

@@ -72,6 +72,16 @@ def test_no_document_raises(document):
     check_vectors(document)
 
 
+@pytest.mark.parametrize(("text", "complaint"), [("!" * 100, REPETITION), ("".join(map(str, range(99))), None)])
+def test_one_token_again_and_again_in_a_response(text, complaint):
+    message = {"type": "message", "content": [{"type": "output_text", "text": text, "annotations": []}]}
+    output = [{"type": "reasoning", "summary": []}, message]
+    usage = {"input_tokens": 3, "output_tokens": 100}
+
+    assert complaint is check_answer(json.dumps({"object": "response", "output": output, "usage": usage}).encode())
+    assert check_answer(json.dumps({"output": [{"content": "?"}, message], "usage": usage}).encode()) is None
+
+
 @pytest.mark.parametrize(
     "choice",
     [

@@ -269,7 +269,7 @@ async def read_slowly(ground):
 
 
 async def test_a_slow_reader_holds_the_engine_back_and_loses_nothing(rig):
-    said = token("x" * 65_000)
+    said = token("x" * 32_000) + token("y" * 32_000)
     n_events = 96 * MB // len(said)
     async with rig(deadlines=Deadlines(stall_s=0.1, total_s=15)) as ground:
         ground.small.say(EVENTS, *[chunk(said)] * n_events, chunk(DONE), END)
