@@ -55,7 +55,7 @@ class CompletionHandler:
         self.guard = make_guard(state) if guard is None else guard
         scorer = None if scores is None else _read_signals(state, scores, clients)
         self._planner = Planner(state, scorer, on_decided=self._recorder.decided)
-        self._sender = Sender(state, clients, self._planner)
+        self._sender = Sender(state, clients, self._planner, self.guard)
 
     def tick(self) -> None:
         """Hand out what only time brings: slots that other processes gave back; once a second."""

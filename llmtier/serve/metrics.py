@@ -61,6 +61,9 @@ SIGNAL_FAILURES = Family(
 )
 RELOADS = Family("llmtier_config_reloads", "Configurations read anew, done or refused.", ("outcome",))
 SHED = Family("llmtier_shed", "Requests that a tier had no room for in time, moved on or refused.", ("tier", "reason"))
+RESUMES = Family(
+    "llmtier_resumes", "Streams that broke after their first byte: whether they were carried on.", ("result", "reason")
+)
 ENGINE_RESTARTS = Family("llmtier_engine_restarts", "Engines started again after they had ended.", ("tier",))
 LOG_DROPPED = Family("llmtier_log_dropped", "Traffic-log rows lost: queue full or disk failing.")
 LOG_LOST = Family("llmtier_log_lost", "Traffic-log rows that a gateway before this one lost by ending abruptly.")
@@ -103,7 +106,7 @@ POLICY_INFO = Family("llmtier_policy_info", "1 for the policy in force.", ("dige
 
 _COUNTERS = (
     *(REQUESTS, DECISIONS, SLA_MISSES, COST_USD, SAVINGS_USD, OVERSPEND_USD, DEVIATIONS, SIGNAL_FAILURES),
-    *(SHED, RELOADS),
+    *(SHED, RELOADS, RESUMES),
     *(ENGINE_RESTARTS, LOG_DROPPED, LOG_LOST, LOG_FILES_REMOVED, LINES_DROPPED, CACHE_HITS, CACHE_MISSES),
 )
 _HISTOGRAMS = (OVERHEAD_S, TTFT_S, ITL_S, E2EL_S)
@@ -183,6 +186,10 @@ class Metrics:
     def count_shed(self, tier: str, reason: str) -> None:
         """Count a request that a tier had no room for."""
         self.tally.add((SHED.name, tier, reason))
+
+    def count_resume(self, result: str, reason: str) -> None:
+        """Count a stream that broke while the configuration allows to carry on."""
+        self.tally.add((RESUMES.name, result, reason))
 
     def set_gauge(self, family: Family, read: Reading, *labels: str) -> None:
         """Read a gauge from ``read`` whenever a page is made; ``None`` leaves it out."""

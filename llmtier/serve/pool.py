@@ -19,6 +19,7 @@ from llmtier.serve.breaker import Breaker, BreakerState, Failure
 from llmtier.serve.choose import AUTO_ALIASES, TierState
 from llmtier.serve.correction import Correction
 from llmtier.serve.ledger import Flight, PromptSize, TierLedger
+from llmtier.serve.resume import Site
 from llmtier.serve.scrape import EngineSigns, find_overload
 
 
@@ -35,6 +36,7 @@ class ServedTier:
         unusable: Why ``profile`` does not describe what runs; ``None`` when it does.
         health_path: Asked for liveness; any answer below 500 counts.
         max_in_flight: Requests that it gets at once, all processes together; ``None`` takes its profile's knee.
+        site: What exactly answers, for streams that another engine carries on; ``None`` when unknown.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ServedTier:
     unusable: MissReason | None = None
     health_path: str = "/health"
     max_in_flight: int | None = None
+    site: Site | None = None
 
 
 class _Live:

@@ -25,6 +25,7 @@ def make_cells(record: "Record") -> Cells:
         *_outcome_cells(record),
         *_decision_cells(record, offer),
         *_prompt_cells(record),
+        record.resumed,
     )
 
 

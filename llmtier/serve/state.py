@@ -19,6 +19,7 @@ from llmtier.serve.log import TrafficLog
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.pool import TierPool
 from llmtier.serve.relay import Deadlines
+from llmtier.serve.resume import ResumeMode
 from llmtier.serve.signals import SignalPlan
 from llmtier.serve.watch import WatchPlan
 
@@ -67,6 +68,7 @@ class AppState:
         caps: What a body may hold.
         admission: The bounds of waiting for a tier.
         sticky_s: How long a conversation stays on its tier; 0 chooses anew each turn.
+        resume: How broken streams are carried on; ``None`` leaves them broken.
         traffic: The traffic log, not yet started; ``None`` when none is kept.
         log_text: Whether the traffic log holds prompts.
         watch: How often this process asks the engines how they are; ``None`` leaves that to another process.
@@ -92,6 +94,7 @@ class AppState:
     sticky_s: float = 0.0
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
+    resume: ResumeMode | None = None
     traffic: TrafficLog | None = None
     log_text: bool = False
     watch: WatchPlan | None = field(default_factory=WatchPlan)

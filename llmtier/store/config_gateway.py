@@ -22,6 +22,14 @@ def _check_workers(value: object) -> object:
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_check_workers)]
 
 
+def _read_switch(value: object) -> object:
+    """Take YAML's ``off`` for the word."""
+    return "off" if value is False else value
+
+
+Resume = Annotated[Literal["off", "text", "ids"], BeforeValidator(_read_switch)]
+
+
 class SloConfig(ConfigModel):
     """Latency limits of requests that state none; ``None`` means no limit."""
 
@@ -98,6 +106,7 @@ class GatewayConfig(ConfigModel):
         allow_fields: Body fields that clients may use though they can hurt an engine.
         priorities: SLO class to ``high``, ``normal`` or ``low``: who goes first where requests wait for a tier.
         sticky_s: How long after its last turn a conversation stays on its tier; 0 chooses anew each turn.
+        resume: Whether a stream that broke is carried on: by token ids, so that nothing differs, by its text, or not.
         log_dir: Folder of the traffic log; ``None`` writes none.
         log_text: Whether the traffic log keeps messages.
         log_rotate_s: Longest time that one file of the traffic log is written.
@@ -118,6 +127,7 @@ class GatewayConfig(ConfigModel):
     allow_fields: tuple[Permission, ...] = ()
     priorities: dict[ClassName, Literal["high", "normal", "low"]] = Field(default_factory=dict)
     sticky_s: float = Field(default=0.0, ge=0)
+    resume: Resume = "off"
     log_dir: ConfigPath | None = None
     log_text: bool = False
     log_rotate_s: float = Field(default=300.0, gt=0)

@@ -83,6 +83,7 @@ TRAFFIC_COLUMNS = (
     _null("n_system_characters", "int64", unit="1"),
     _null("max_tokens", "int64", unit="tokens"),
     _null("session_sha256", "string"),
+    _null("resumed", "string"),
 )
 
 
@@ -134,6 +135,7 @@ class TrafficRow:
         n_characters: Of all of them; ``n_system_characters`` of the system's.
         max_tokens: Longest answer asked for.
         session_sha256: First digits of a digest of the conversation.
+        resumed: How a stream that broke was carried on: ``ids``, ``repeat``, ``text`` or ``closed``.
     """
 
     request_id: str
@@ -185,6 +187,7 @@ class TrafficRow:
     n_system_characters: int | None = None
     max_tokens: int | None = None
     session_sha256: str | None = None
+    resumed: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

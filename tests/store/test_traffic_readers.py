@@ -64,6 +64,7 @@ def make_row(number, *, text):
         n_system_characters=8,
         max_tokens=64,
         session_sha256="5e55",
+        resumed="ids",
     )
 
 
