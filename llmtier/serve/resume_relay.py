@@ -48,19 +48,24 @@ class KeptRelay(SseRelay):
     @override
     def _inspect(self, events: bytes) -> bytes:
         if self.withheld:
-            self.withheld += events
+            self._withhold(events)
             return b""
         return super()._inspect(events)
 
     @override
     def _absorb(self, event: bytes) -> bool:
         if self.withheld:
-            self.withheld += event
+            self._withhold(event)
             return True
         is_dropped = super()._absorb(event)
         if self.has_error:
             self.withheld = event
         return is_dropped or self.has_error
+
+    def _withhold(self, events: bytes) -> None:
+        """Keep what follows an error, usually the end; an engine that goes on and on is not kept up with."""
+        if len(self.withheld) < LIMIT_BYTES:
+            self.withheld += events
 
 
 class SplicedRelay(SseRelay):
