@@ -21,7 +21,7 @@ from llmtier.serve.run import serve_forever
 from llmtier.serve.state import AppState
 from llmtier.serve.watch import WatchPlan
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300), pytest.mark.anyio]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600), pytest.mark.anyio]
 
 MINI = Path(__file__).parents[2] / "examples" / "demo" / "models" / "mini"
 CONTEXT_TOKENS = 2048
@@ -30,7 +30,7 @@ ARGS = {
     "enforce_eager": True,
     "hf_overrides": {"max_position_embeddings": CONTEXT_TOKENS},
 }
-N_TOKENS = 1_000
+N_TOKENS = 600
 CHAT = "/v1/chat/completions"
 SITE = Site(engine_kind="vllm", engine_version="0.32.0", checkpoint_digest="d" * 64)
 

@@ -1,6 +1,7 @@
 """Streams that break are carried on by another engine, or by their own: seen from the client's side of the gateway."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -101,9 +102,19 @@ async def read(ground, *, n_sent, endpoint=CHAT, refuses=False, **more):
         while body.count(b"\n\n") < n_sent:
             body += await answer.content.readuntil(b"\n\n")
         if refuses:
-            first.refuse()
+            await shut(first)
         first.go.set()
         return body + await answer.read()
+
+
+async def shut(server):
+    """Have a server refuse connections; the loop takes its time to close the listener."""
+    server.refuse()
+    port = int(server.url.rsplit(":", 1)[1])
+    with contextlib.suppress(ConnectionRefusedError):
+        while True:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
 
 
 def understand(body):
@@ -254,7 +265,7 @@ async def test_a_client_that_leaves_ends_the_waiting(rig, tries, eventually):
         async with ground.client.post(CHAT, json=ask()) as answer:
             for _ in range(5):
                 await answer.content.readuntil(b"\n\n")
-            first.refuse()
+            await shut(first)
             first.go.set()
             await tries.acquire()
             answer.close()
@@ -402,6 +413,18 @@ async def test_second_tries_beyond_the_budget_are_not_made(rig, monkeypatch):
         assert [False, True] == [b"upstream_interrupted" in body for body in bodies]
         assert 1 == (await ground.counts())[resumes("failed", "budget")]
         assert 1 == len(ground.engines["second"].requests)
+
+
+async def test_breaks_count_against_their_engine_all_the_same(rig):
+    async with rig() as ground:
+        first = ground.engines["first"]
+        first.cut_after, first.faults = 5, [Step.CLOSE]
+        for _ in range(5):
+            await read(ground, n_sent=5)
+        counts = await ground.counts()
+
+        states = [counts[f'llmtier_breaker_state{{tier="{tier}"}}'] for tier in ("first", "second")]
+        assert ([2, 0], 5) == (states, counts[requests("first", "ok")])
 
 
 async def test_more_than_the_log_keeps_is_not_carried_on(rig, monkeypatch):
