@@ -60,6 +60,7 @@ def find_profile_digests(config: "Config", hardware: "Hardware") -> dict[str, st
 def to_served(tier: "RunningTier", found: "TierProfile | None") -> "ServedTier":
     """Describe a running tier for the gateway; a profile of another checkpoint or engine is marked stale."""
     from llmtier.serve.pool import ServedTier
+    from llmtier.serve.resume import Origin
     from llmtier.serve.topology import find_unusable
 
     unusable = find_unusable(found, checkpoint_digest=tier.checkpoint_digest, engine=tier.identity)
@@ -75,6 +76,12 @@ def to_served(tier: "RunningTier", found: "TierProfile | None") -> "ServedTier":
         profile=found,
         unusable=unusable,
         health_path="/v1/models" if tier.identity.name == "openai" else "/health",
+        origin=Origin(
+            engine_kind=tier.identity.name,
+            engine_version=tier.identity.version,
+            checkpoint_digest=tier.checkpoint_digest,
+            engine_flags=tier.identity.flags,
+        ),
     )
 
 
@@ -168,6 +175,7 @@ def _assemble(  # everything that a gateway is made of
     from llmtier.serve.http_server import ServerLimits
     from llmtier.serve.priority_queue import Priority
     from llmtier.serve.relay import Deadlines
+    from llmtier.serve.resume import ResumeMode
     from llmtier.serve.state import AppState, Limits
 
     gateway = config.gateway
@@ -197,6 +205,7 @@ def _assemble(  # everything that a gateway is made of
             stall_s=gateway.stall_timeout_s,
             total_s=gateway.request_timeout_s,
         ),
+        resume=None if gateway.resume == "off" else ResumeMode(gateway.resume),
         limits=Limits(server=ServerLimits(body_bytes=gateway.caps.body_bytes)),
         traffic=traffic,
         log_text=gateway.log_text,

@@ -60,7 +60,7 @@ class CompletionHandler:
         self._planner = Planner(
             state, scorer, on_decided=self._recorder.decided, has_room=self.guard.admission.has_room
         )
-        self._sender = Sender(state, clients, self._planner)
+        self._sender = Sender(state, clients, self._planner, self.guard)
         self._racer = None
         if state.hedge is not None and state.hedge.is_on:
             self._racer = Racer(state, self._sender, self.guard, state.hedge, on_moved=self._recorder.decided)

@@ -13,12 +13,15 @@ from llmtier.core.requirement import Requirement
 from llmtier.engine.wire import Usage
 from llmtier.serve.answer_check import Complaint, check_answer, check_vectors, expect
 from llmtier.serve.breaker import Failure
+from llmtier.serve.guard import Guard
 from llmtier.serve.http_client import UpstreamAnswer, UpstreamClient
 from llmtier.serve.http_server import Reply
 from llmtier.serve.ledger import Flight
 from llmtier.serve.planner import Plan, Planner
 from llmtier.serve.record import Record, RequestOutcome
 from llmtier.serve.relay import Errand, StreamRelay, UpstreamError, open_answer
+from llmtier.serve.resume_relay import KeptRelay
+from llmtier.serve.resumer import Cut, Resumer
 from llmtier.serve.sse_relay import SseRelay, read_finish_reason, read_usage
 from llmtier.serve.state import AppState
 from llmtier.serve.stream_check import StreamCheck
@@ -58,12 +61,14 @@ class Sender:
         state: What the gateway is made of.
         clients: Site name to connections to its engine.
         planner: Told of what was served.
+        guard: Whose budget of second tries broken streams are carried on from.
     """
 
-    def __init__(self, state: AppState, clients: Mapping[str, UpstreamClient], planner: Planner) -> None:
+    def __init__(self, state: AppState, clients: Mapping[str, UpstreamClient], planner: Planner, guard: Guard) -> None:
         self._state = state
         self._clients = clients
         self._planner = planner
+        self._resumer = None if state.resume is None else Resumer(state, clients, guard, state.resume)
         self._authorizations = {name: authorization(site) for name, site in state.pool.sites.items()}
 
     async def send(self, exchange: Exchange, site: str) -> None:
@@ -88,7 +93,8 @@ class Sender:
             raise
         finally:
             pool.end(site, flight)
-        self._judge(exchange, site, flight)
+        if not exchange.record.is_judged:
+            self._judge(exchange, site, flight)
 
     def _judge(self, exchange: Exchange, site: str, flight: Flight) -> None:
         """Tell breaker and predictions how an answer ended that was sent to the client."""
@@ -134,6 +140,8 @@ class Sender:
     def _make_errand(self, exchange: Exchange, site: str) -> Errand:
         state = self._state
         request = exchange.plan.request
+        if self._resumer is not None and request.is_stream:
+            self._resumer.prepare(request, site)
         request_id = b"x-request-id: " + exchange.record.request_id.encode() + b"\r\n"
         return Errand(
             tier=site,
@@ -164,7 +172,7 @@ class Sender:
 
     async def _relay_events(self, exchange: Exchange, errand: Errand, answer: UpstreamAnswer, flight: Flight) -> None:
         record, state, request = exchange.record, self._state, exchange.plan.request
-        events = SseRelay(strips_usage=not request.wants_usage, is_responses=request.endpoint is Endpoint.RESPONSES)
+        events = self._make_events(request)
         check = StreamCheck(expect(request.endpoint, request.fields))
 
         def note(now_s: float) -> None:
@@ -177,14 +185,45 @@ class Sender:
                     state.pool.note_answering(errand.tier, sent_s=flight.sent_s)
 
         relay = StreamRelay(errand, answer, exchange.reply, events, check, on_piece=note, clock=state.clock)
+        relay.leaves_open = isinstance(events, KeptRelay)
         try:
             broken = await relay.run()
+            if broken is not None and isinstance(events, KeptRelay):
+                events, broken = await self._carry_on(_make_cut(exchange, relay, events, check, why=broken), flight)
             record.outcome = RequestOutcome.OK if broken is None else RequestOutcome.INTERRUPTED
             if check.is_worthless and events.is_done:
                 record.outcome = RequestOutcome.WORTHLESS
         finally:
             record.usage = events.usage or Usage()
             record.finish_reason = events.finish_reason
+
+    def _make_events(self, request: WireRequest) -> SseRelay:
+        """Return the state of a stream's bytes: with a memory where it may be carried on."""
+        kept = None if self._resumer is None else self._resumer.keep(request)
+        is_responses = request.endpoint is Endpoint.RESPONSES
+        return kept or SseRelay(strips_usage=not request.wants_usage, is_responses=is_responses)
+
+    async def _carry_on(self, cut: Cut, flight: Flight) -> tuple[SseRelay, str | None]:
+        """Bring a stream that broke to its end; return through what it went last, and why it is broken all the same."""
+        if self._resumer is None or cut.reply.is_finished:
+            return cut.sent, cut.why
+        cut.record.is_judged = True
+        self._state.pool.note_failure(cut.broken.errand.tier, Failure.BROKEN, sent_s=flight.sent_s)
+        is_whole = await self._resumer.carry_on(cut)
+        return (cut.rest or cut.sent, None) if is_whole else (cut.sent, cut.why)
+
+
+def _make_cut(exchange: Exchange, relay: StreamRelay, kept: KeptRelay, check: StreamCheck, *, why: str) -> Cut:
+    return Cut(
+        request=exchange.plan.request,
+        record=exchange.record,
+        reply=exchange.reply,
+        size=exchange.plan.size,
+        sent=kept,
+        broken=relay,
+        why=why,
+        check=check,
+    )
 
 
 def _make_check(request: WireRequest) -> Callable[[bytes], Complaint | None]:

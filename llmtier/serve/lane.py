@@ -93,6 +93,10 @@ class LaneReply(Reply):
         if self._take(status):
             self._real.send_whole(status, body, content_type=content_type, headers=headers)
 
+    @override
+    async def drain(self) -> None:
+        await self._real.drain()
+
     def _take(self, status: int) -> bool:
         """Take the client's reply if it is still to be had; a lane that came too late believes that it has started."""
         self.status = status

@@ -20,7 +20,7 @@ LOGGER_NAME = "llmtier.serve.record"
 
 FIELDS = (
     *("request_id", "tier", "replica", "reason", "rule", "outcome", "status", "misses", "need_accuracy", "need_ttft_s"),
-    *("need_tpot_s", "need_e2el_s", "is_met", "n_attempts", "overhead_s", "ttft_s", "tpot_s", "e2el_s"),
+    *("need_tpot_s", "need_e2el_s", "is_met", "n_attempts", "resumed", "overhead_s", "ttft_s", "tpot_s", "e2el_s"),
     *("n_input_tokens", "n_output_tokens", "usd"),
 )
 """What a line says, by the traffic log's names."""

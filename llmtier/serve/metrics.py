@@ -71,6 +71,9 @@ SHED = Family("llmtier_shed", "Requests that a tier had no room for in time, mov
 REPLICA_RETRIES = Family(
     "llmtier_replica_retries", "Requests that failed on an engine and were asked of another of its tier.", ("tier",)
 )
+RESUMES = Family(
+    "llmtier_resumes", "Streams that broke after their first byte: whether they were carried on.", ("result", "reason")
+)
 ENGINE_RESTARTS = Family("llmtier_engine_restarts", "Engines started again after they had ended.", ("tier",))
 LOG_DROPPED = Family("llmtier_log_dropped", "Traffic-log rows lost: queue full or disk failing.")
 LOG_LOST = Family("llmtier_log_lost", "Traffic-log rows that a gateway before this one lost by ending abruptly.")
@@ -120,7 +123,7 @@ POLICY_INFO = Family("llmtier_policy_info", "1 for the policy in force.", ("dige
 
 _COUNTERS = (
     *(REQUESTS, DECISIONS, SLA_MISSES, COST_USD, SAVINGS_USD, OVERSPEND_USD, DEVIATIONS, SIGNAL_FAILURES),
-    *(SHED, RELOADS, REPLICA_RETRIES, ROUTING_FAILURES, HEDGES),
+    *(SHED, RELOADS, REPLICA_RETRIES, ROUTING_FAILURES, HEDGES, RESUMES),
     *(ENGINE_RESTARTS, LOG_DROPPED, LOG_LOST, LOG_FILES_REMOVED, LINES_DROPPED, CACHE_HITS, CACHE_MISSES),
 )
 _HISTOGRAMS = (OVERHEAD_S, TTFT_S, ITL_S, E2EL_S)
@@ -219,6 +222,10 @@ class Metrics:
     def count_shed(self, tier: str, reason: str) -> None:
         """Count a request that a tier had no room for."""
         self.tally.add((SHED.name, tier, reason))
+
+    def count_resume(self, result: str, reason: str) -> None:
+        """Count a stream that broke while the configuration allows to carry on."""
+        self.tally.add((RESUMES.name, result, reason))
 
     def set_gauge(self, family: Family, read: Reading, *labels: str) -> None:
         """Read a gauge from ``read`` whenever a page is made; ``None`` leaves it out."""

@@ -21,6 +21,7 @@ from llmtier.serve.breaker import Breaker, BreakerState, Failure
 from llmtier.serve.choose import AUTO_ALIASES, TierState
 from llmtier.serve.correction import Correction
 from llmtier.serve.ledger import Flight, PromptSize, TierLedger
+from llmtier.serve.resume import Origin
 from llmtier.serve.scrape import EngineSigns, find_overload
 from llmtier.serve.site import Site, name_site, order_sites
 
@@ -39,6 +40,7 @@ class ServedTier:
         unusable: Why ``profile`` does not describe what runs; ``None`` when it does.
         health_path: Asked for liveness; any answer below 500 counts.
         max_in_flight: Requests that one engine gets at once, all processes together; ``None`` takes its profile's knee.
+        origin: What exactly answers, for streams that another engine carries on; ``None`` when unknown.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ServedTier:
     health_path: str = "/health"
     max_in_flight: int | None = None
     more_urls: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -90,6 +90,8 @@ class Record:
         n_pieces: Pieces of content that a stream came in.
         status: HTTP status that the client got; 499 when it had left, 500 until something else is known.
         hedged: How asking a second tier went: ``won``, ``lost`` or ``failed``; ``None`` when nobody was asked.
+        is_judged: Whether the breaker has been told how the engine did.
+        resumed: How the stream was carried on after it broke; ``None`` when it was not.
         usage: As the engine reports it.
         finish_reason: As the engine gives it, of the first choice.
         retry_after_s: What the client was told to wait.
@@ -120,6 +122,8 @@ class Record:
     is_unreachable: bool = False
     n_pieces: int = 0
     hedged: str | None = None
+    is_judged: bool = False
+    resumed: str | None = None
     status: int = 500
     outcome: RequestOutcome = RequestOutcome.INTERNAL_ERROR
     usage: Usage = Usage()  # never changed, only replaced

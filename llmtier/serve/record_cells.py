@@ -27,6 +27,7 @@ def make_cells(record: "Record") -> Cells:
         *_prompt_cells(record),
         record.replica,
         record.hedged,
+        record.resumed,
     )
 
 

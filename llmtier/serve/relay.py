@@ -202,6 +202,10 @@ class StreamRelay:
             that an answer that is none reaches nobody.
         on_piece: Called with the instant of each piece.
         clock: Monotonic seconds.
+
+    Attributes:
+        errand: As passed in.
+        leaves_open: Whether a stream that broke is left for the caller to carry on, or to ``tell``.
     """
 
     def __init__(  # noqa: PLR0913  # both ends, and the state between them
@@ -215,7 +219,8 @@ class StreamRelay:
         on_piece: Callable[[float], None],
         clock: Callable[[], float],
     ) -> None:
-        self._errand = errand
+        self.leaves_open = False
+        self.errand = errand
         self._answer = answer
         self._reply = reply
         self._events = events
@@ -231,6 +236,11 @@ class StreamRelay:
         self._timer: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] | None = None
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it was given up for its silence, or for its length."""
+        return self._fault is UpstreamFault.TIMEOUT
+
     async def run(self) -> str | None:
         """Relay to the end; return why the stream broke after its first byte, ``None`` when it is complete.
 
@@ -243,7 +253,7 @@ class StreamRelay:
         reply.on_unwritable, reply.on_writable = answer.pause, self._go_on
         try:
             self._done = answer.pipe(self._take)
-            self._arm(min(self._errand.first_s, self._errand.ends_s))
+            self._arm(min(self.errand.first_s, self.errand.ends_s))
             await self._done
         except UpstreamBrokenError:
             if not self._events.is_done:
@@ -266,7 +276,7 @@ class StreamRelay:
         now_s = self._clock()
         if self._newest_s is None and self._timer is not None:  # from now on a stall is what is watched for
             self._timer.cancel()
-            self._arm(min(now_s + self._stall_s, self._errand.ends_s))
+            self._arm(min(now_s + self._stall_s, self.errand.ends_s))
         self._newest_s = now_s
         self._on_piece(now_s)
         if not whole:
@@ -302,12 +312,12 @@ class StreamRelay:
         if rest:
             check.feed(rest)
         if reply.status is None and not self._held and not rest:
-            raise _empty(self._errand)
+            raise _empty(self.errand)
         if not events.is_done:
             return self._end_broken("the engine ended its answer early")
         check.finish(None if events.usage is None else events.usage.completion_tokens)
         if check.is_worthless:
-            self._fault = UpstreamFault.ANSWER
+            self._fault, self.leaves_open = UpstreamFault.ANSWER, False
             return self._end_broken(self._say_worthless())
         if reply.status is None:
             self._start()
@@ -319,12 +329,16 @@ class StreamRelay:
         return f"the engine's answer is worthless: {'' if complaint is None else complaint.value}"
 
     def _end_broken(self, why: str) -> str:
-        """Tell the client inside the stream; an event of which only a part came is left out."""
         if self._reply.status is None:
-            raise UpstreamError(f"tier {self._errand.tier}: {why}", fault=self._fault)
+            raise UpstreamError(f"tier {self.errand.tier}: {why}", fault=self._fault)
+        if not self.leaves_open:
+            self.tell(why)
+        return why
+
+    def tell(self, why: str) -> None:
+        """Tell the client inside the stream that it broke; an event of which only a part came is left out."""
         opening = b"\n\n" if self._events.is_mid_event else b""  # ends the event of which the client has a part
         self._reply.finish(opening + error_event(why, code="upstream_interrupted"))
-        return why
 
     def _arm(self, at_s: float) -> None:
         self._timer = self._loop.call_later(max(at_s - self._clock(), 0.0), self._check)
@@ -333,13 +347,13 @@ class StreamRelay:
         """Give up on a stream that is late, else look again when it could be."""
         now_s = self._clock()
         if self._newest_s is None:
-            limit_s, why = self._errand.first_s, "no answer within its deadline"
+            limit_s, why = self.errand.first_s, "no answer within its deadline"
         elif self._reply.is_writable:
             limit_s, why = self._newest_s + self._stall_s, f"the engine sent nothing for {self._stall_s:g} s"
         else:  # a slow reader holds the engine back
             limit_s, why = now_s + self._stall_s, ""
-        if self._errand.ends_s <= limit_s:
-            limit_s, why = self._errand.ends_s, "the answer took longer than the gateway allows"
+        if self.errand.ends_s <= limit_s:
+            limit_s, why = self.errand.ends_s, "the answer took longer than the gateway allows"
         if now_s < limit_s:
             self._arm(limit_s)
         elif self._done is not None and not self._done.done():

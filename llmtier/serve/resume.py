@@ -82,6 +82,13 @@ _NULL = msgspec.Raw(b"null")
 Fields = Mapping[str, msgspec.Raw]
 
 
+class ResumeMode(StrEnum):
+    """What the configuration allows."""
+
+    IDS = "ids"  # exact recipes alone; engines are asked for token ids
+    TEXT = "text"  # whatever fits; engines get the client's own request
+
+
 class Recipe(StrEnum):
     """How an engine is asked to go on; a label of the metric."""
 
@@ -91,20 +98,27 @@ class Recipe(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class Origin:
     """Where an answer is generated, as far as exactness goes.
 
     Attributes:
         engine_kind: ``vllm``, ``mock`` or ``openai``, as the configuration names it.
         engine_version: ``None`` when it reports none.
         checkpoint_digest: ``None`` when unknown.
+        engine_flags: Arguments that may change answers, such as the KV cache's precision.
     """
 
     engine_kind: str
     engine_version: str | None
     checkpoint_digest: str | None
+    engine_flags: tuple[str, ...] = ()
 
-    def can_continue(self, first: "Site") -> bool:
+    @property
+    def is_vllm(self) -> bool:
+        """Whether it is known to be vLLM, which tells token ids; a bare URL is when it tells a version."""
+        return self.engine_kind == "vllm" or (self.engine_kind == "openai" and self.engine_version is not None)
+
+    def can_continue(self, first: "Origin") -> bool:
         """Tell whether this site goes on as ``first`` would have.
 
         An engine behind a bare URL never does: it may take no notice of ``continue_final_message`` and begin anew.
@@ -187,6 +201,15 @@ class _Turn(msgspec.Struct, gc=False):
 
 _TURNS = msgspec.json.Decoder(list[_Turn])
 _PROMPT = msgspec.json.Decoder(str | list[int])
+
+
+def find_refusal(ask: ResumeAsk) -> RefusalReason | None:
+    """Return why no stream of this request is ever resumed; ``None`` when one may be."""
+    try:
+        _read_values(ask)
+    except UnreadableError as exc:
+        return exc.reason
+    return None
 
 
 def plan(ask: ResumeAsk, log: ResumeLog) -> ResumePlan | Closing | Refusal:

@@ -41,6 +41,7 @@ class RefusalReason(StrEnum):
     PROMPT = "prompt"  # not one text, nor one list of token ids
     SEAM = "seam"  # text alone cannot be cut here
     FIELD = "field"  # one that is not known to survive
+    INEXACT = "inexact"  # only the text is known, and that is not enough here
 
 
 class UnreadableError(EngineRequestError):

@@ -20,6 +20,7 @@ from llmtier.serve.log import TrafficLog
 from llmtier.serve.metrics import Metrics
 from llmtier.serve.pool import TierPool
 from llmtier.serve.relay import Deadlines
+from llmtier.serve.resume import ResumeMode
 from llmtier.serve.signals import SignalPlan
 from llmtier.serve.watch import WatchPlan
 
@@ -70,6 +71,7 @@ class AppState:
         admission: The bounds of waiting for a tier.
         sticky_s: How long a conversation stays on its tier; 0 chooses anew each turn.
         hedge: When a late first byte is asked for twice; ``None`` for never.
+        resume: How broken streams are carried on; ``None`` leaves them broken.
         traffic: The traffic log, not yet started; ``None`` when none is kept.
         log_text: Whether the traffic log holds prompts.
         watch: How often this process asks the engines how they are; ``None`` leaves that to another process.
@@ -97,6 +99,7 @@ class AppState:
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
     hedge: HedgeSettings | None = None
+    resume: ResumeMode | None = None
     traffic: TrafficLog | None = None
     log_text: bool = False
     watch: WatchPlan | None = field(default_factory=WatchPlan)

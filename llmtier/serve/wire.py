@@ -130,6 +130,10 @@ class WireRequest:
         """Give the engine a field of the gateway's own, in the place of the client's where it has one."""
         self._edits[name] = value
 
+    def take_back(self, name: str) -> None:
+        """Give the engine no such field after all, or the client's own."""
+        self._edits.pop(name, None)
+
     def forwarded(self, model: str) -> bytes:
         """Return the body for an engine that calls the tier ``model``, with the fields that were added."""
         name = msgspec.json.encode(model)

@@ -22,6 +22,14 @@ def _check_workers(value: object) -> object:
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_check_workers)]
 
 
+def _read_switch(value: object) -> object:
+    """Take YAML's ``off`` for the word."""
+    return "off" if value is False else value
+
+
+Resume = Annotated[Literal["off", "text", "ids"], BeforeValidator(_read_switch)]
+
+
 class SloConfig(ConfigModel):
     """Latency limits of requests that state none; ``None`` means no limit."""
 
@@ -116,6 +124,7 @@ class GatewayConfig(ConfigModel):
         when_full: What ``auto`` does where the cheapest tier that meets the need has no room: ``upgrade`` takes a dearer one
             that has, ``wait`` waits while the limits of time allow.
         sticky_s: How long after its last turn a conversation stays on its tier; 0 chooses anew each turn.
+        resume: Whether a stream that broke is carried on: by token ids, so that nothing differs, by its text, or not.
         log_dir: Folder of the traffic log; ``None`` writes none.
         log_text: Whether the traffic log keeps messages.
         log_rotate_s: Longest time that one file of the traffic log is written.
@@ -140,6 +149,7 @@ class GatewayConfig(ConfigModel):
     priorities: dict[ClassName, Literal["high", "normal", "low"]] = Field(default_factory=dict)
     when_full: Literal["upgrade", "wait"] = "upgrade"
     sticky_s: float = Field(default=0.0, ge=0)
+    resume: Resume = "off"
     log_dir: ConfigPath | None = None
     log_text: bool = False
     log_rotate_s: float = Field(default=300.0, gt=0)

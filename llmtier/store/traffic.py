@@ -85,6 +85,7 @@ TRAFFIC_COLUMNS = (
     _null("session_sha256", "string"),
     _null("replica", "int64", unit="1"),
     _null("hedged", "string"),
+    _null("resumed", "string"),
 )
 
 
@@ -138,6 +139,7 @@ class TrafficRow:
         session_sha256: First digits of a digest of the conversation.
         replica: Number of the engine that was asked last; ``None`` where the tier has one.
         hedged: How asking a second tier for a late first byte went: ``won``, ``lost`` or ``failed``.
+        resumed: How a stream that broke was carried on: ``ids``, ``repeat``, ``text`` or ``closed``.
     """
 
     request_id: str
@@ -191,6 +193,7 @@ class TrafficRow:
     session_sha256: str | None = None
     replica: int | None = None
     hedged: str | None = None
+    resumed: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

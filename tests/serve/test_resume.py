@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmtier.serve.resume import Closing, Recipe, Refusal, ResumeAsk, ResumePlan, Site, ends_within_stop, plan
+from llmtier.serve.resume import Closing, Origin, Recipe, Refusal, ResumeAsk, ResumePlan, ends_within_stop, plan
 from llmtier.serve.resume_log import RefusalReason, ResumeLog, UnreadableError, read_sent
 from llmtier.serve.wire import Endpoint
 
@@ -325,12 +325,12 @@ SITE = {"engine_kind": "vllm", "engine_version": "0.32.0", "checkpoint_digest": 
     ],
 )
 def test_only_the_same_model_on_the_same_engine_goes_on(change, may):
-    assert may is Site(**{**SITE, **change}).can_continue(Site(**SITE))
+    assert may is Origin(**{**SITE, **change}).can_continue(Origin(**SITE))
 
 
 @pytest.mark.parametrize("change", [{"checkpoint_digest": None}, {"engine_kind": "openai"}])
 def test_unknown_model_or_engine_does_not_even_continue_itself(change):
-    site = Site(**{**SITE, **change})
+    site = Origin(**{**SITE, **change})
 
     assert not site.can_continue(site)
 

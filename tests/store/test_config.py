@@ -40,7 +40,7 @@ slo_classes: {chat: {ttft_s: 0.4}, async: {e2el_s: 2, accuracy: 0.9, max_usd: 0.
 load: {concurrency: [1, 2], requests_per_point: 8, warmup_requests: 0, max_tokens: 4}
 gateway:
   {host: 0.0.0.0, port: 0, log_dir: log, log_text: true, default_tier: toy, request_timeout_s: 5, workers: auto,
-   admin_port: 0, keys_file: secret/keys.json, caps: {n: 2, max_tokens: 64}, allow_fields: [priority], sticky_s: 60,
+   admin_port: 0, keys_file: secret/keys.json, caps: {n: 2, max_tokens: 64}, allow_fields: [priority], sticky_s: 60, resume: ids,
    log_rotate_s: 60, log_keep_bytes: 1000000}
 """
 
@@ -270,3 +270,13 @@ def test_url_of_a_tier_may_end_in_its_version(tmp_path):
     path.write_text("tiers: [{model: m, scheme: bf16, engine: {kind: openai, url: 'http://host:1/v1/'}}]")
 
     assert "http://host:1" == load_config(path).tiers[0].engine.url
+
+
+@pytest.mark.parametrize(("said", "read"), [("off", "off"), ("'off'", "off"), ("text", "text"), ("ids", "ids")])
+def test_resume_is_a_word_or_yaml_s_off(load, said, read):
+    assert read == load(f"tiers: [{{model: m, scheme: bf16}}]\ngateway: {{resume: {said}}}").gateway.resume
+
+
+@pytest.mark.parametrize("said", ["on", "true", "exact"])
+def test_resume_is_no_other_word(refusal, said):
+    assert "resume" in refusal(f"tiers: [{{model: m, scheme: bf16}}]\ngateway: {{resume: {said}}}")

@@ -66,6 +66,7 @@ def make_row(number, *, text):
         session_sha256="5e55",
         replica=2,
         hedged="won",
+        resumed="ids",
     )
 
 
