@@ -294,7 +294,7 @@ class StreamRelay:
         """Start the answer unless nothing has come as yet that is of use, or it is known to be none."""
         check = self._verdict
         self._held += whole
-        if check.is_worthless:
+        if check.is_worthless or check.has_failed:
             self._fault, self._why_broken = UpstreamFault.ANSWER, self._say_worthless()
             self._answer.close()
         elif check.has_begun or len(self._held) > _MAX_HELD_BYTES or whole.startswith(b":"):  # a sign of life

@@ -34,6 +34,13 @@ _OPENINGS = (b"data:", b"event:", b"id:", b"retry:", b":", b"\n")
 _STRING = re.compile(rb'(?:[^"\\]|\\.)*')
 
 
+_BUSY = frozenset({408, 429})
+
+
+class _Error(msgspec.Struct, gc=False):
+    code: int | str | None = None
+
+
 class _Response(msgspec.Struct, gc=False):
     error: msgspec.Raw = msgspec.Raw()
 
@@ -47,6 +54,7 @@ class _Event(msgspec.Struct, gc=False):
 
 
 _EVENT = msgspec.json.Decoder(_Event)
+_ERROR = msgspec.json.Decoder(_Error)
 _PLAIN = Expected()
 
 
@@ -67,6 +75,7 @@ class StreamCheck:
 
     __slots__ = (
         "_ends",
+        "_error",
         "_expected",
         "_head",
         "_is_unclear",
@@ -86,6 +95,7 @@ class StreamCheck:
         self.has_text = False
         self._expected = expected
         self._ends: dict[int, Choice] = {}
+        self._error = msgspec.Raw()
         self._is_unclear = False  # an event could not be read, or belongs to neither chat nor completions
         self._usage: AnswerUsage | None = None
         self._n_looks = 0
@@ -100,6 +110,17 @@ class StreamCheck:
     def is_worthless(self) -> bool:
         """Whether what came is known to be none; an error that the engine tells of is its own word."""
         return self.complaint is not None and self.complaint is not Complaint.ERROR
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its engine tells of an error that is not the request's: any but a 4xx, and those that pass."""
+        if self.complaint is not Complaint.ERROR:
+            return False
+        try:
+            code = _ERROR.decode(self._error).code
+        except UNREADABLE:
+            return True
+        return not isinstance(code, int) or not 400 <= code < 500 or code in _BUSY
 
     @property
     def has_begun(self) -> bool:
@@ -171,6 +192,7 @@ class StreamCheck:
             return Complaint.NAN if has_bare_nan(payload) else None
         error = event.error if event.response is None else event.response.error
         if event.type == "error" or not is_absent(error):
+            self._error = error
             return Complaint.ERROR
         self._is_unclear = self._is_unclear or event.type is not None
         self._usage = event.usage or self._usage

@@ -3,6 +3,8 @@
 import asyncio
 import json
 
+from typing_extensions import override
+
 from llmtier.serve.wire import Endpoint
 from tests.serve.scripted_server import CHAT, DONE, END, EVENTS, ScriptedServer, chunk, event
 
@@ -30,12 +32,14 @@ class GreedyServer(ScriptedServer):
         self.cuts_once = False
         self.go = asyncio.Event()
 
+    @override
     async def start(self):
         """Listen; after ``refuse`` at the same address again."""
         port = int(self.url.rsplit(":", 1)[1]) if self.url else 0
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
+    @override
     async def _answer(self, path, body, reader, writer):
         if path not in {CHAT, Endpoint.COMPLETIONS.value} or path in self.scripts or self.turns:
             return await super()._answer(path, body, reader, writer)

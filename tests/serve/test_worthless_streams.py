@@ -53,6 +53,28 @@ async def test_another_tier_answers_when_a_stream_brings_nothing(rig, pieces):
         assert (1, 0) == (counts[requests("large", "ok")], counts[in_flight("small")])
 
 
+@pytest.mark.parametrize("code", [500, 503, 429, None, "internal_error"])
+@pytest.mark.parametrize("before", [[], [ROLE]])
+async def test_another_tier_answers_when_a_stream_begins_with_an_error_of_its_engine(rig, before, code):
+    failed = event({"error": {"message": "EngineCore died", "type": "InternalServerError", "code": code}})
+    async with rig() as ground:
+        ground.small.say(EVENTS, *map(chunk, [*before, failed, DONE]), END)
+        _, headers, body = await ground.ask(stream=True)
+        counts = await ground.counts()
+
+        assert ("large", "failover", SAVED) == (headers["x-llmtier-tier"], headers["x-llmtier-reason"], body)
+        assert (1, 0) == (counts[requests("large", "ok")], counts[in_flight("small")])
+
+
+async def test_an_error_about_the_request_is_the_clients(rig):
+    refused = event({"error": {"message": "too long", "code": 400}})
+    async with rig() as ground:
+        ground.small.say(EVENTS, *map(chunk, [refused, DONE]), END)
+        _, headers, body = await ground.ask(stream=True)
+
+        assert ("small", refused + DONE) == (headers["x-llmtier-tier"], body)
+
+
 async def test_nan_is_not_waited_out(rig):
     async with rig() as ground:
         ground.small.say(EVENTS, chunk(ROLE), chunk(NAN), Step.HANG)
