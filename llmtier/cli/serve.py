@@ -55,8 +55,9 @@ def serve(
     from llmtier.cli.serve_state import find_profile_digests, load_keys, load_profiles, load_routing
     from llmtier.engine.hardware import detect_hardware
     from llmtier.serve.keys import check_exposure
+    from llmtier.serve.memory import calm_collector, return_large_blocks
     from llmtier.serve.rules import make_rules
-    from llmtier.serve.run import calm_collector, check_port, run_in_loop
+    from llmtier.serve.run import check_port, run_in_loop
     from llmtier.serve.topology import check_profiles
     from llmtier.store.config import load_config
 
@@ -85,6 +86,7 @@ def serve(
         default_tier=default_tier,
     )
     calm_collector()
+    return_large_blocks()
     run_in_loop(run(loaded, tiers, profiles=profiles, routing=routing, rules=rules, signals=signals, plan=plan))
 
 
