@@ -9,6 +9,12 @@ _LARGE_BYTES = 1 << 20
 _N_ARENAS = 2
 
 
+def settle_memory() -> None:
+    """Do both, once what a process needs is loaded and before it serves."""
+    calm_collector()
+    return_large_blocks()
+
+
 def calm_collector() -> None:
     """Let the garbage collector look at what requests leave behind, seldom, and never again at what was loaded.
 
@@ -32,4 +38,5 @@ def return_large_blocks() -> bool:
     if mallopt is None:  # musl
         return False
     wanted = {_M_MMAP_THRESHOLD: _LARGE_BYTES, _M_TRIM_THRESHOLD: _LARGE_BYTES, _M_ARENA_MAX: _N_ARENAS}
-    return sum(mallopt(name, value) for name, value in wanted.items()) == len(wanted)  # each one, whatever the last did
+    n_taken = sum(int(mallopt(name, value)) for name, value in wanted.items())
+    return n_taken == len(wanted)
