@@ -55,7 +55,6 @@ def serve(
     from llmtier.cli.serve_state import find_profile_digests, load_keys, load_profiles, load_routing
     from llmtier.engine.hardware import detect_hardware
     from llmtier.serve.keys import check_exposure
-    from llmtier.serve.memory import settle_memory
     from llmtier.serve.rules import make_rules
     from llmtier.serve.run import check_port, run_in_loop
     from llmtier.serve.topology import check_profiles
@@ -85,7 +84,6 @@ def serve(
         admin_port=loaded.gateway.admin_port if admin_port is None else admin_port,
         default_tier=default_tier,
     )
-    settle_memory()
     run_in_loop(run(loaded, tiers, profiles=profiles, routing=routing, rules=rules, signals=signals, plan=plan))
 
 

@@ -37,12 +37,10 @@ class WorkerOrders:
 def run_worker(orders: WorkerOrders, seat: "WorkerSeat", number: int, connection: Connection) -> None:
     """Serve until the control process says otherwise."""
     from llmtier.cli import logs
-    from llmtier.serve.memory import settle_memory
     from llmtier.serve.run import run_in_loop
     from llmtier.serve.worker import work
 
     logs.configure(is_verbose=orders.is_verbose)
-    settle_memory()
     try:
         run_in_loop(work(seat, number, connection, make_state=partial(_make_state, orders)))
     except KeyboardInterrupt:  # before the loop could take the signal

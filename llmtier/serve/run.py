@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from llmtier.core.errors import MachineError, PortInUseError
 from llmtier.serve.app import Gateway, build_gateway
 from llmtier.serve.http_server import HttpServer
+from llmtier.serve.memory import settle_memory
 from llmtier.serve.state import AppState
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,8 @@ class Ending:
 
 
 def run_in_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run ``main`` to its end on uvloop where it is installed, else on asyncio's own loop."""
+    """Settle this process's memory and run ``main`` to its end: on uvloop where that is, else on asyncio's own loop."""
+    settle_memory()
     try:
         import uvloop
     except ImportError:  # not on Windows
