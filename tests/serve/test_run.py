@@ -40,7 +40,8 @@ async def test_serving_on_a_taken_port_fails(make_state, taken_port):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_and_returns_to_the_caller(make_state, number):
+def test_a_signal_ends_the_server_and_returns_to_the_caller(make_state, number, monkeypatch):
+    monkeypatch.setattr("llmtier.serve.run.settle_memory", lambda: None)  # this process is to test on
     state = make_state({"small": "http://127.0.0.1:1"})
 
     async def serve():
