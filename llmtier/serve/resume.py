@@ -119,9 +119,9 @@ class Origin:
         return self.engine_kind == "vllm" or (self.engine_kind == "openai" and self.engine_version is not None)
 
     def can_continue(self, first: "Origin") -> bool:
-        """Tell whether this site goes on as ``first`` would have.
+        """Tell whether an engine of another tier goes on as ``first`` would have.
 
-        An engine behind a bare URL never does: it may take no notice of ``continue_final_message`` and begin anew.
+        One behind a bare URL never does: it may take no notice of ``continue_final_message`` and begin anew.
         """
         return self.engine_kind != "openai" and self.checkpoint_digest is not None and self == first
 

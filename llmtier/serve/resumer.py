@@ -1,4 +1,4 @@
-"""Carry a stream on that broke after its first byte: on another engine of the same checkpoint, or on its own once that is back.
+"""Carry a stream on that broke after its first byte: on another engine of its tier or checkpoint, or on its own again.
 
 Reads what the client was sent; asks one engine, once; writes the rest of the answer, or the error event that ends a
 stream today. How a stream goes on is ``resume.py``'s to say, whether the new text fits ``resume_splice.py``'s. On any

@@ -332,3 +332,16 @@ async def test_a_tier_without_a_free_slot_is_not_asked(rig, eventually):
         assert "small" == (await asking)[1]["x-llmtier-tier"]
 
     assert 1 == len(ground.engines["large"].requests)
+
+
+async def test_a_lane_waits_for_the_clients_own_pace():
+    channel = ReplyChannel(Heads())
+    channel.transport = Wire()
+    request = HttpRequest(method="POST", path="/", query="", headers=[], body=b"", received_s=0.0, complete_s=0.0)
+    real = Reply(channel, request)
+    lane = LaneReply(real, lambda: True)
+
+    await lane.drain()
+    real.lose()
+    with pytest.raises(ConnectionResetError):
+        await lane.drain()
